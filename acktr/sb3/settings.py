@@ -1,0 +1,78 @@
+"""How far, how often and in which metric the actor and the critic step.
+
+Every field is a plain value or a small frozen type, so a run's whole recipe prints on one line and
+pickles with the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, CurvatureFactory
+from acktr.fisher import FisherSeeds, SampledFisher
+from acktr.trust_region import ExactMetric, StepMetric
+
+Schedule = float | Callable[[float], float]
+"""A constant, or a function of the remaining progress (1 at the start of training, 0 at its end)."""
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """The policy's natural-gradient steps."""
+
+    curvature: CurvatureFactory = field(default_factory=EKFAC)
+    """The Fisher approximation that gives each layer its direction."""
+    fisher: FisherSeeds = field(default_factory=SampledFisher)
+    """Which output gradients feed the curvature: sampled, exact or empirical."""
+    radius: Schedule = 0.02
+    """Largest KL(old ‖ new) of one step on its batch, in nats."""
+    damping: float = 0.01
+    """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step."""
+    momentum: float = 0.0
+    """Share of the previous step carried into the next direction; 0 for none."""
+    combination: LayerCombination | None = field(default_factory=LayerCombination)
+    """Solve one coefficient per layer from the exact Fisher; None keeps every coefficient at 1."""
+    metric: StepMetric = field(default_factory=ExactMetric)
+    """The quadratic form that sets the distance."""
+    corrections: int = 2
+    """Forward passes that may rescale a step until its measured KL meets the radius; 0 trusts the prediction."""
+    refresh_period: int = 1
+    """Updates between two refreshes of the bases."""
+    cold_start: int = 0
+    """First updates that only gather statistics and take a short plain gradient step instead."""
+    n_epochs: int = 1
+    """Passes over each rollout."""
+    n_minibatches: int = 1
+    """Steps per pass, each on its own part of the rollout."""
+    clip_range: float = 0.2
+    """PPO's clip of the importance ratio, which differs from 1 after a rollout's first step only."""
+    max_rollout_kl: float | None = None
+    """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats; None never stops."""
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """The value function's Gauss–Newton steps (networks of its own; a shared trunk steps with the actor)."""
+
+    curvature: CurvatureFactory = field(default_factory=EKFAC)
+    """The Gauss–Newton approximation that gives each layer its direction."""
+    radius: Schedule = 0.1
+    """Largest mean squared change of the value in one step, as a share of the residual variance."""
+    damping: float = 0.01
+    """Added to the curvature's eigenvalues."""
+    momentum: float = 0.0
+    """Share of the previous step carried into the next direction; 0 for none."""
+    combination: LayerCombination | None = None
+    """Solve one coefficient per layer from the exact Gauss–Newton matrix; None keeps every coefficient at 1."""
+    metric: StepMetric = field(default_factory=ExactMetric)
+    """The quadratic form that sets the distance."""
+    corrections: int = 1
+    """Forward passes that may rescale a step until its measured change meets the radius."""
+    refresh_period: int = 4
+    """Updates between two refreshes of the bases."""
+    n_epochs: int = 10
+    """Passes over each rollout."""
+    n_minibatches: int = 4
+    """Steps per pass."""
