@@ -1,1 +1,18 @@
-"""."""
+"""Natural-gradient optimisation of any `torch.nn.Module`, and the ACKTR agent built on it.
+
+The engine needs torch alone. `ACKTR`, the Stable-Baselines3 algorithm, is imported when it is first asked
+for, so that the engine runs where Stable-Baselines3 is not installed.
+"""
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ACKTR":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import_module("stable_baselines3")
+    except ModuleNotFoundError as missing:
+        raise ImportError(f"ACKTR needs {missing.name}, which is not installed: pip install 'acktr[sb3]'") from missing
+    return import_module("acktr.sb3").ACKTR
