@@ -3,11 +3,12 @@
 #   make test    runs the test suite
 # Each sets up .venv first if it is not there.
 PYTHON ?= python3
-ENV ?= HalfCheetah-v5
-ARGS ?=
+ENV := HalfCheetah-v5
+ARGS :=
 BIN := .venv/bin
 READY := .venv/.ready
 
+# ENV and ARGS are taken from the command line only: some shells export an ENV of their own.
 .PHONY: train test check wheel clean
 
 train: $(READY)
