@@ -186,3 +186,9 @@ def test_skipping_in_the_program_itself_is_no_skipped_test():
 
 def test_code_in_configs_is_caught():
     assert len(code_among_data([Path("configs/a.yaml"), Path("configs/make.py")])) == 1
+
+
+def test_the_agent_is_shown_to_type_checkers_alone():
+    text = "import typing\nif typing.TYPE_CHECKING:\n    from acktr.sb3 import ACKTR"
+    assert forbidden_imports(tree_of(("acktr", text), ("acktr.sb3", ""))) == []
+    assert len(forbidden_imports(tree_of(("acktr.blocks", text), ("acktr.sb3", "")))) == 1
