@@ -1,7 +1,7 @@
 """How far to step: the largest factor that keeps the Fisher-approximated KL within a radius.
 
-KL(old ‖ new) ≈ ½ η² Δᵀ F Δ ≤ δ gives η = min(η_max, √(2δ / Δᵀ F Δ)) (ACKTR, Wu et al. 2017, section 3.2). Two deviations
-from the published code, which has √(δ / Δᵀ(F + λ)Δ): the factor 2 of the KL's expansion, and no damping in the form,
+KL(old ‖ new) ≈ ½ η² Δᵀ F Δ ≤ δ gives η = min(η_max, √(2δ / Δᵀ F Δ)) (ACKTR, Wu et al. 2017, section 3.2).
+Two deviations from the published code, which has √(δ / Δᵀ(F + λ)Δ): the factor 2 of the KL's expansion, and no damping in the form,
 because damping is no distance.
 """
 
