@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, CurvatureFactory
-from acktr.fisher import FisherSeeds, SampledFisher
-from acktr.trust_region import ExactMetric, StepMetric
+from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
+from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 
 Schedule = float | Callable[[float], float]
 """A constant, or a function of the remaining progress (1 at the start of training, 0 at its end)."""
@@ -38,6 +38,8 @@ class ActorSettings:
     """The quadratic form that sets the distance."""
     corrections: int = 2
     """Forward passes that may rescale a step until its measured KL meets the radius; 0 trusts the prediction."""
+    examples: int | None = None
+    """Examples on which exact forms and KLs are evaluated; None for the whole batch (a subset serves for images)."""
     refresh_period: int = 1
     """Updates between two refreshes of the bases."""
     cold_start: int = 0
@@ -58,6 +60,8 @@ class CriticSettings:
 
     curvature: CurvatureFactory = field(default_factory=EKFAC)
     """The Gauss–Newton approximation that gives each layer its direction."""
+    fisher: FisherSeeds = field(default_factory=ExactFisher)
+    """Exact by default: for a scalar output it is one backward pass of ones, without noise."""
     radius: Schedule = 0.1
     """Largest mean squared change of the value in one step, as a share of the residual variance."""
     damping: float = 0.01
@@ -66,8 +70,8 @@ class CriticSettings:
     """Share of the previous step carried into the next direction; 0 for none."""
     combination: LayerCombination | None = None
     """Solve one coefficient per layer from the exact Gauss–Newton matrix; None keeps every coefficient at 1."""
-    metric: StepMetric = field(default_factory=ExactMetric)
-    """The quadratic form that sets the distance."""
+    metric: StepMetric = field(default_factory=BlockMetric)
+    """The quadratic form that sets the distance; one measured correction makes up for its errors."""
     corrections: int = 1
     """Forward passes that may rescale a step until its measured change meets the radius."""
     refresh_period: int = 4
@@ -76,3 +80,16 @@ class CriticSettings:
     """Passes over each rollout."""
     n_minibatches: int = 4
     """Steps per pass."""
+
+
+def at(schedule: Schedule, progress_remaining: float) -> float:
+    """A schedule's value now.
+
+    Args:
+        schedule: a constant or a function.
+        progress_remaining: 1 at the start of training, 0 at its end.
+
+    Returns:
+        The value.
+    """
+    return schedule(progress_remaining) if callable(schedule) else float(schedule)

@@ -1,0 +1,79 @@
+"""Combining the layers' directions by the exact Fisher (two-level K-FAC).
+
+Blocks give one direction Δ_l per layer, each as if the other layers stood still; moved together they go several times
+too far, and the parameters whose block is exact pay for it. With P = [Δ_1 … Δ_L] the coefficients
+
+    (Pᵀ F P + λ Pᵀ P) α = −Pᵀ ∇
+
+minimise the exact quadratic model over the span of P: K-FAC's rescaling (Martens & Grosse 2015, section 6.4) with a
+coefficient per layer. Related: Tselepidis et al. 2020. A state-independent log-std is a column like the others: its
+block is exact and does not couple, so its coefficient comes out as 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acktr.exact import Linearisation, Tensors
+
+
+@dataclass(frozen=True)
+class LayerCombination:
+    """One coefficient per layer (and one for the previous step, if asked) from the exact Fisher on the batch."""
+
+    previous_step: bool = False
+    """Whether the previous step is one more column: momentum whose coefficient the model chooses."""
+    ridge: float = 1e-6
+    """Relative ridge on the system: nearly dependent columns must not cancel against each other."""
+
+    def combine(
+        self, pieces: list[Tensors], gradient: Tensors, damping: float, linearisation: Linearisation
+    ) -> tuple[Tensors, Tensor]:
+        """Solve for the coefficients and join the pieces.
+
+        Args:
+            pieces: the columns of P, each with tensors for some parameters.
+            gradient: ∇, one tensor per parameter.
+            damping: λ, as in the blocks' own solves.
+            linearisation: the exact Fisher's forward-mode passes.
+
+        Returns:
+            The combined direction, and its exact undamped quadratic form αᵀ Pᵀ F P α (scalar, float64).
+        """
+        gram = linearisation.gram([linearisation.tangent(piece) for piece in pieces])
+        slopes = torch.stack([_dot(piece, gradient) for piece in pieces])
+        overlaps = torch.stack([torch.stack([_dot(left, right) for right in pieces]) for left in pieces])
+        coefficients = solve_coefficients(gram + damping * overlaps, -slopes, self.ridge)
+        combined = {name: torch.zeros_like(tensor) for name, tensor in gradient.items()}
+        for coefficient, piece in zip(coefficients.tolist(), pieces, strict=True):
+            for name, tensor in piece.items():
+                combined[name].add_(tensor, alpha=coefficient)
+        return combined, coefficients @ gram @ coefficients
+
+
+def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Solve a small symmetric system after scaling its diagonal to 1, with a relative ridge.
+
+    Columns may differ by many orders of magnitude (a log-std's direction beside a wide layer's), so the ridge is
+    relative to each; a column of zeros gets the coefficient 0.
+
+    Args:
+        system: shape [L, L], positive semi-definite.
+        right: shape [L].
+        ridge: added to the scaled diagonal.
+
+    Returns:
+        Shape [L].
+    """
+    scale = system.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0)
+    scaled = inverse[:, None] * system * inverse + ridge * torch.eye(len(right), dtype=system.dtype)
+    return inverse * torch.linalg.solve(scaled, inverse * right)
+
+
+def _dot(left: Tensors, right: Tensors) -> Tensor:
+    shared = [(left[name].double() * right[name].double()).sum().cpu() for name in left if name in right]
+    return torch.stack(shared).sum() if shared else torch.zeros((), dtype=torch.float64)

@@ -1,0 +1,186 @@
+"""The interface of one block of curvature, and what feeds it: `update`, when due `refresh`, then `rescale`.
+
+A block approximates the Fisher of one layer's matrix [o, i]; `acktr.curvature.network` joins blocks into the
+network's. The verbs are the same at both levels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from acktr.linalg import DecompositionError
+
+MAX_FAILURES = 5
+"""Refreshes in a row that may keep the last good decomposition before the block gives up."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one Fisher pass says of one layer; rows as in `acktr.layers`."""
+
+    inputs: Tensor
+    """Shape [N, S, i]."""
+    output_grads: Tensor
+    """Shape [K, N, S, o], one slice per seed, per example, un-averaged."""
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return self.inputs.shape[0]
+
+    def input_moment(self) -> Tensor:
+        """A = Σ_n Σ_s a aᵀ / N, shape [i, i] (KFC's Ω; a sum over positions)."""
+        rows = self.inputs.flatten(0, 1)
+        return rows.mT @ rows / self.examples
+
+    def output_moment(self) -> Tensor:
+        """G = Σ_k Σ_n Σ_s g gᵀ / (N S), shape [o, o] (KFC's Γ; a mean over positions)."""
+        rows = self.output_grads.flatten(0, 2)
+        return rows.mT @ rows / (self.examples * self.inputs.shape[1])
+
+    def squares(self, output_basis: Tensor | None = None, input_basis: Tensor | None = None) -> Tensor:
+        """E_n Σ_k of the squared entries of U_Gᵀ (Σ_s g aᵀ) U_A: the Fisher's diagonal in a Kronecker basis.
+
+        With S = 1 the square of the product is the product of squares, and one GEMM does it.
+
+        Args:
+            output_basis: U_G, shape [o, o]; None for the identity.
+            input_basis: U_A, shape [i, i]; None for the identity.
+
+        Returns:
+            Shape [o, i].
+        """
+        if self.inputs.shape[1] == 1:
+            a = self.inputs[:, 0] if input_basis is None else self.inputs[:, 0] @ input_basis
+            g = self.output_grads.flatten(0, 2) if output_basis is None else self.output_grads.flatten(0, 2) @ output_basis
+            g_squares = g.square().unflatten(0, (-1, self.examples)).sum(0)
+            return g_squares.mT @ a.square() / self.examples
+        return self._squares_of_sums(output_basis, input_basis)
+
+    def _squares_of_sums(self, output_basis: Tensor | None, input_basis: Tensor | None) -> Tensor:
+        total = self.inputs.new_zeros(self.output_grads.shape[-1], self.inputs.shape[-1])
+        # Per-example gradients of a wide layer do not fit in memory at once.
+        chunk = max(1, 2**22 // total.numel())
+        for grads in self.output_grads:
+            for g, a in zip(grads.split(chunk), self.inputs.split(chunk), strict=True):
+                gradients = g.mT @ a
+                if output_basis is not None:
+                    gradients = output_basis.mT @ gradients
+                if input_basis is not None:
+                    gradients = gradients @ input_basis
+                total += gradients.square().sum(0)
+        return total / self.examples
+
+
+class Block(ABC):
+    """One layer's curvature F̂ over its matrix [o, i]; shapes below are that matrix's."""
+
+    failures = 0
+    """Refreshes in a row that found no finite decomposition."""
+    skipped_refreshes = 0
+    """All such refreshes of this block's life."""
+
+    @abstractmethod
+    def update(self, statistics: Statistics) -> None:
+        """Average one batch's statistics in."""
+
+    def rescale(self, statistics: Statistics) -> None:
+        """Take from the same batch what depends on the refreshed decomposition; most blocks need nothing.
+
+        Args:
+            statistics: the layer's rows of this batch.
+        """
+
+    @abstractmethod
+    def _decompose(self) -> None:
+        """Bring the decomposition up to the averaged statistics, or raise DecompositionError and change nothing."""
+
+    @abstractmethod
+    def solve(self, matrix: Tensor, damping: float) -> Tensor:
+        """(F̂ + damping · I)⁻¹ matrix."""
+
+    @abstractmethod
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """F̂ matrix, undamped."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, to the last bit."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+    @abstractmethod
+    def condition(self) -> float:
+        """Largest over mean eigenvalue of F̂: 1 for a multiple of the identity, large where few directions dominate."""
+
+    def quadratic(self, matrix: Tensor) -> Tensor:
+        """Undamped matrixᵀ F̂ matrix, a scalar ≥ 0.
+
+        Args:
+            matrix: shape [o, i].
+
+        Returns:
+            Scalar tensor.
+        """
+        return (matrix * self.multiply(matrix)).sum()
+
+    def refresh(self) -> None:
+        """Decompose anew; on failure keep the last good decomposition and count.
+
+        Raises:
+            DecompositionError: if there is none to keep, or after `MAX_FAILURES` failures in a row.
+        """
+        try:
+            self._decompose()
+        except DecompositionError:
+            self.failures += 1
+            self.skipped_refreshes += 1
+            if not self.ready or self.failures >= MAX_FAILURES:
+                raise
+        else:
+            self.failures = 0
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `solve` can be called."""
+
+    def dense(self) -> Tensor:
+        """F̂ as a matrix over row-major entries of [o, i]; for tests and tiny layers.
+
+        Returns:
+            Shape [o · i, o · i].
+        """
+        o, i = self.shape
+        units = torch.eye(o * i, **self._like).unflatten(1, (o, i))
+        return torch.stack([self.multiply(unit).flatten() for unit in units], dim=1)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """[o, i]."""
+
+    @property
+    @abstractmethod
+    def _like(self) -> dict[str, Any]:
+        """Type and device of the block's tensors, as keyword arguments."""
+
+
+class CurvatureFactory(Protocol):
+    """A choice of curvature: builds one block per layer."""
+
+    def build(self, shape: tuple[int, int]) -> Block:
+        """A block over matrices [o, i]."""
+        ...
+
+
+BlockRule = Callable[[tuple[int, int]], Block]
+"""Builds a block over matrices [o, i]; for parameters that choose their own."""

@@ -1,0 +1,123 @@
+"""EKFAC: K-FAC's eigenbasis with the Fisher's own diagonal in it (George et al. 2018).
+
+F̂ = (U_A ⊗ U_G) diag(S) (U_A ⊗ U_G)ᵀ with S = E[(U_Gᵀ ∇ U_A)²], the closest to the Fisher of all matrices with these
+eigenvectors (theorem 3: never further from it than K-FAC).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from acktr.curvature.base import Block, Statistics
+from acktr.curvature.kronecker import EigenBlock
+from acktr.moments import Moment
+
+
+class EKFACBlock(EigenBlock):
+    """Eigenbases refreshed now and then, scalings averaged at every update and carried over when the bases turn.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments and scalings per update.
+    """
+
+    def __init__(self, shape: tuple[int, int], ema: float) -> None:
+        super().__init__(shape, ema)
+        self.squares = Moment(ema)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are bases and scalings in them."""
+        return not self.squares.empty
+
+    def rescale(self, statistics: Statistics) -> None:
+        """Average the batch's squared per-example gradients, taken in the present bases.
+
+        Args:
+            statistics: the layer's rows of this batch.
+        """
+        self.squares.update(statistics.squares(self.output_basis, self.input_basis))
+        self.scaling = self.squares.value
+
+    def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
+        if self.output_basis is not None and self.input_basis is not None and self.ready:
+            output_turn, input_turn = self.output_basis.mT @ output_basis, self.input_basis.mT @ input_basis
+            self.squares.replace(carry_scaling(self.squares.value, output_turn, input_turn))
+            product = self.squares.value
+        super()._adopt(output_basis, input_basis, product)
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """U_G [(U_Gᵀ V U_A) ∘ S] U_Aᵀ.
+
+        Args:
+            matrix: V, shape [o, i].
+
+        Returns:
+            Shape [o, i].
+        """
+        output_basis, input_basis, scaling = self._bases()
+        return output_basis @ ((output_basis.mT @ matrix @ input_basis) * scaling) @ input_basis.mT
+
+    def quadratic(self, matrix: Tensor) -> Tensor:
+        """Σ (U_Gᵀ V U_A)² ∘ S.
+
+        Args:
+            matrix: V, shape [o, i].
+
+        Returns:
+            Scalar tensor.
+        """
+        output_basis, input_basis, scaling = self._bases()
+        return ((output_basis.mT @ matrix @ input_basis).square() * scaling).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, bases and averaged squares."""
+        return super().state_dict() | {"squares": self.squares.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments, bases and averaged squares.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        super().load_state_dict(state)
+        self.squares.load_state_dict(state["squares"])
+
+
+def carry_scaling(scaling: Tensor, output_turn: Tensor, input_turn: Tensor) -> Tensor:
+    """What a matrix that is diagonal in the old bases shows on the diagonal of the new ones.
+
+    S' = (R_G ∘ R_G)ᵀ S (R_A ∘ R_A), R = U_oldᵀ U_new. Not in the paper, whose code starts afresh at each refresh:
+    without it the average would mix squares taken along different directions.
+
+    Args:
+        scaling: S in the old bases, shape [o, i].
+        output_turn: R_G, shape [o, o].
+        input_turn: R_A, shape [i, i].
+
+    Returns:
+        Shape [o, i]; the trace is that of S.
+    """
+    return output_turn.square().mT @ scaling @ input_turn.square()
+
+
+@dataclass(frozen=True)
+class EKFAC:
+    """EKFAC with scalings from per-example gradients of every batch (the paper's intra-batch estimate)."""
+
+    ema: float = 0.95
+    """Weight kept of the old moments and scalings per update."""
+
+    def build(self, shape: tuple[int, int]) -> Block:
+        """A block over matrices [o, i].
+
+        Args:
+            shape: [o, i].
+
+        Returns:
+            The block.
+        """
+        return EKFACBlock(shape, self.ema)

@@ -1,0 +1,245 @@
+"""K-FAC: F̂ = A ⊗ G (Martens & Grosse 2015; KFC for convolutions, Grosse & Martens 2016).
+
+Over a layer's matrix V [o, i] the product acts as F̂ V = G V A, with A = E[a aᵀ] over inputs and G = E[g gᵀ] over
+output gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.curvature.base import Block, Statistics
+from acktr.linalg import damped_inverse, symmetric_eigen
+from acktr.moments import Moment
+
+
+class KroneckerBlock(Block):
+    """The two factors' running moments; subclasses say how they are decomposed.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments per update.
+    """
+
+    def __init__(self, shape: tuple[int, int], ema: float) -> None:
+        self._shape = shape
+        self.input_moment = Moment(ema)
+        self.output_moment = Moment(ema)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[o, i]."""
+        return self._shape
+
+    @property
+    def _like(self) -> dict[str, Any]:
+        value = self.input_moment.value
+        return {"dtype": value.dtype, "device": value.device}
+
+    def update(self, statistics: Statistics) -> None:
+        """Average one batch's moments in.
+
+        Args:
+            statistics: the layer's rows of this batch.
+        """
+        self.input_moment.update(statistics.input_moment())
+        self.output_moment.update(statistics.output_moment())
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """G V A.
+
+        Args:
+            matrix: V, shape [o, i].
+
+        Returns:
+            Shape [o, i].
+        """
+        return self.output_moment.value @ matrix @ self.input_moment.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both moments and the failure counts."""
+        return {
+            "input_moment": self.input_moment.state_dict(),
+            "output_moment": self.output_moment.state_dict(),
+            "failures": [self.failures, self.skipped_refreshes],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both moments and the failure counts.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        self.input_moment.load_state_dict(state["input_moment"])
+        self.output_moment.load_state_dict(state["output_moment"])
+        self.failures, self.skipped_refreshes = state["failures"]
+
+
+class EigenBlock(KroneckerBlock):
+    """K-FAC in its eigenbasis: exact Tikhonov damping, any damping from one decomposition.
+
+    X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
+    """
+
+    output_basis: Tensor | None = None
+    input_basis: Tensor | None = None
+    scaling: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the bases are there."""
+        return self.scaling is not None
+
+    def _decompose(self) -> None:
+        input_values, input_basis = symmetric_eigen(self.input_moment.value)
+        output_values, output_basis = symmetric_eigen(self.output_moment.value)
+        self._adopt(output_basis, input_basis, torch.outer(output_values, input_values))
+
+    def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
+        self.output_basis, self.input_basis, self.scaling = output_basis, input_basis, product
+
+    def _bases(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.output_basis is None or self.input_basis is None or self.scaling is None:
+            raise RuntimeError("the block has no bases yet; call refresh() after the first update")
+        return self.output_basis, self.input_basis, self.scaling
+
+    def solve(self, matrix: Tensor, damping: float) -> Tensor:
+        """(F̂ + λ)⁻¹ V in the eigenbasis.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        output_basis, input_basis, scaling = self._bases()
+        return output_basis @ ((output_basis.mT @ matrix @ input_basis) / (scaling + damping)) @ input_basis.mT
+
+    def condition(self) -> float:
+        """Largest over mean entry of the scaling."""
+        scaling = self._bases()[2]
+        return float(scaling.max() / scaling.mean().clamp_min(torch.finfo(scaling.dtype).tiny))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, bases and scaling."""
+        return super().state_dict() | {
+            "output_basis": self.output_basis,
+            "input_basis": self.input_basis,
+            "scaling": self.scaling,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments, bases and scaling.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        super().load_state_dict(state)
+        self.output_basis, self.input_basis, self.scaling = (
+            state["output_basis"],
+            state["input_basis"],
+            state["scaling"],
+        )
+
+
+class FactoredBlock(KroneckerBlock):
+    """K-FAC with factored Tikhonov damping (Martens & Grosse 2015, section 6.3).
+
+    X = (G + √λ/π I)⁻¹ V (A + π√λ I)⁻¹ with π² = (tr A / i) / (tr G / o).
+    """
+
+    _inverses: tuple[float, Tensor, Tensor] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are moments to invert."""
+        return not self.input_moment.empty
+
+    def _decompose(self) -> None:
+        # The damping enters the inverses themselves, so they are made when it is known.
+        self._inverses = None
+
+    def solve(self, matrix: Tensor, damping: float) -> Tensor:
+        """(G + √λ/π)⁻¹ V (A + π√λ)⁻¹.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        if self._inverses is None or self._inverses[0] != damping:
+            self._inverses = (damping, *self._invert(damping))
+        _, output_inverse, input_inverse = self._inverses
+        return output_inverse @ matrix @ input_inverse
+
+    def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
+        A, G = self.input_moment.value, self.output_moment.value
+        tiny = torch.finfo(A.dtype).tiny
+        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+        ratio = A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)
+        pi = ratio.sqrt().clamp(1e-4, 1e4)
+        root = damping**0.5
+        return damped_inverse(G, root / pi), damped_inverse(A, root * pi)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and the inverses made since the last refresh."""
+        return super().state_dict() | {"inverses": self._inverses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments and inverses.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        super().load_state_dict(state)
+        self._inverses = state["inverses"]
+
+    def condition(self) -> float:
+        """Largest over mean diagonal entry of F̂, without a decomposition."""
+        A, G = self.input_moment.value.diagonal(), self.output_moment.value.diagonal()
+        return float(A.max() * G.max() / (A.mean() * G.mean()).clamp_min(torch.finfo(A.dtype).tiny))
+
+
+@dataclass(frozen=True)
+class KFAC:
+    """K-FAC with exact Tikhonov damping, in the factors' eigenbases."""
+
+    ema: float = 0.95
+    """Weight kept of the old moments per update."""
+
+    def build(self, shape: tuple[int, int]) -> Block:
+        """A block over matrices [o, i].
+
+        Args:
+            shape: [o, i].
+
+        Returns:
+            The block.
+        """
+        return EigenBlock(shape, self.ema)
+
+
+@dataclass(frozen=True)
+class FactoredKFAC:
+    """K-FAC with factored Tikhonov damping, by Cholesky."""
+
+    ema: float = 0.95
+    """Weight kept of the old moments per update."""
+
+    def build(self, shape: tuple[int, int]) -> Block:
+        """A block over matrices [o, i].
+
+        Args:
+            shape: [o, i].
+
+        Returns:
+            The block.
+        """
+        return FactoredBlock(shape, self.ema)

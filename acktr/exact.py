@@ -1,0 +1,81 @@
+"""The exact Fisher through forward-mode passes: no approximation, no matrix of parameter size.
+
+For steps u, v the form is uᵀ F v = E_n[(J_n u)ᵀ F_out,n (J_n v)], and J u, how the outputs change along u, is one
+forward-mode pass (Martens & Grosse 2015, appendix C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from acktr.likelihood import Likelihood, Outputs
+
+Tensors = dict[str, Tensor]
+
+
+class Linearisation:
+    """A network around its present parameters, on one batch.
+
+    Args:
+        network: the module.
+        parameters: its trained parameters by dotted name.
+        args: what the network is called with.
+        likelihood: what its outputs mean.
+    """
+
+    def __init__(
+        self, network: nn.Module, parameters: dict[str, nn.Parameter], args: tuple[Any, ...], likelihood: Likelihood
+    ) -> None:
+        self._network = network
+        self._parameters = {name: p.detach() for name, p in parameters.items()}
+        self._args = args
+        self._likelihood = likelihood
+        self._outputs: Outputs | None = None
+
+    def tangent(self, step: Tensors) -> Outputs:
+        """J step: how each output changes along the step.
+
+        Args:
+            step: tensors for some or all parameters; the others stay.
+
+        Returns:
+            Shaped like the outputs.
+        """
+        primal = {name: self._parameters[name] for name in step}
+        fixed = {name: p for name, p in self._parameters.items() if name not in step}
+
+        def outputs(moving: Tensors) -> Outputs:
+            out = functional_call(self._network, {**fixed, **moving}, self._args)
+            return (out,) if isinstance(out, Tensor) else tuple(out)
+
+        with torch.no_grad():
+            primal_outputs, tangents = jvp(outputs, (primal,), (step,))
+        self._outputs = cast(Outputs, primal_outputs)
+        return cast(Outputs, tangents)
+
+    def gram(self, tangents: Sequence[Outputs]) -> Tensor:
+        """The matrix of tᵢᵀ F_out tⱼ averaged over examples.
+
+        Args:
+            tangents: L results of `tangent`.
+
+        Returns:
+            Shape [L, L], float64.
+
+        Raises:
+            RuntimeError: if there was no call of `tangent` before.
+        """
+        if self._outputs is None:
+            raise RuntimeError("gram() needs tangents of this linearisation; call tangent() first")
+        size = len(tangents)
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        for i in range(size):
+            for j in range(i, size):
+                value = self._likelihood.inner(self._outputs, tangents[i], tangents[j]).double().mean()
+                gram[i, j] = gram[j, i] = value
+        return gram

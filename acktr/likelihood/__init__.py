@@ -1,0 +1,19 @@
+"""What a network's outputs mean: the distribution they describe, its scores, its Fisher metric, its divergence.
+
+Everything is closed form and per example. `Outputs` are the network's outputs as a tuple, N examples each:
+
+    Categorical        (logits [N, C],)
+    DiagonalGaussian   (mean [N, D], log_std [N, D])
+    ScalarGaussian     (value [N],)
+    Joint              the outputs of its parts, one after the other
+
+F_out denotes the Fisher information of the distribution with respect to these outputs. Because scores are
+written down, a Fisher pass needs no loss graph and no `torch.distributions`, and its scale is never in doubt.
+"""
+
+from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
+from acktr.likelihood.categorical import Categorical
+from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
+from acktr.likelihood.joint import Joint
+
+__all__ = ["Categorical", "DiagonalGaussian", "Joint", "Likelihood", "Outputs", "PolicyLikelihood", "ScalarGaussian"]

@@ -1,0 +1,62 @@
+"""Decompositions that say when they fail.
+
+`torch.linalg.eigh` reads one triangle, so a NaN in the other passes unseen, and returns NaN for an Inf without raising:
+finiteness is therefore checked before and after, and failures climb a ladder of float32, float64, CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class DecompositionError(ArithmeticError):
+    """No rung of the ladder gave a finite decomposition."""
+
+
+def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (ascending, clamped at 0) and eigenvectors of a positive semi-definite matrix.
+
+    Args:
+        matrix: shape [n, n], symmetric up to rounding.
+
+    Returns:
+        Eigenvalues [n] and eigenvectors [n, n] in columns, in the matrix's type and on its device.
+
+    Raises:
+        DecompositionError: if the matrix is not finite, or no rung of the ladder succeeds.
+    """
+    if not torch.isfinite(matrix).all():
+        raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
+    symmetric = (matrix + matrix.mT) / 2
+    for rung in (symmetric, symmetric.double(), symmetric.double().cpu()):
+        try:
+            values, vectors = torch.linalg.eigh(rung)
+        except torch.linalg.LinAlgError:
+            continue
+        if torch.isfinite(values).all() and torch.isfinite(vectors).all():
+            return values.clamp_min(0).to(matrix), vectors.to(matrix)
+    raise DecompositionError(f"no eigendecomposition of a {tuple(matrix.shape)} moment was finite")
+
+
+def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
+    """(matrix + damping · I)⁻¹ by Cholesky, with ten times the damping after each failure, three times at most.
+
+    Args:
+        matrix: shape [n, n], positive semi-definite up to rounding.
+        damping: scalar tensor, > 0.
+
+    Returns:
+        Shape [n, n].
+
+    Raises:
+        DecompositionError: if the matrix is not finite or no damping tried makes it positive definite.
+    """
+    if not torch.isfinite(matrix).all():
+        raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for escalation in (1.0, 10.0, 100.0, 1000.0):
+        factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
+        if int(info) == 0:
+            return torch.cholesky_inverse(factor)
+    raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")

@@ -1,0 +1,77 @@
+"""Running averages without a start-up bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class Moment:
+    """Exponential average that divides out the weight its first zero still holds.
+
+    After k updates the value is Σ_j (1 − ema) ema^(k−j) x_j / (1 − ema^k): the first batch counts whole, and no
+    left-over of an identity start distorts the scale of the curvature.
+
+    Args:
+        ema: weight kept of the old value per update, in [0, 1); 0 keeps the latest batch alone.
+
+    Raises:
+        ValueError: if `ema` is outside [0, 1).
+    """
+
+    def __init__(self, ema: float) -> None:
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {ema}")
+        self.ema = ema
+        self._sum: Tensor | None = None
+        self._weight = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was averaged yet."""
+        return self._sum is None
+
+    @property
+    def value(self) -> Tensor:
+        """The debiased average.
+
+        Raises:
+            RuntimeError: if there was no update yet.
+        """
+        if self._sum is None:
+            raise RuntimeError("the curvature holds no statistics yet; update it with a batch first")
+        return self._sum / self._weight
+
+    def update(self, batch: Tensor) -> None:
+        """Average one batch in.
+
+        Args:
+            batch: the batch's own moment, any shape, always the same.
+        """
+        if self._sum is None:
+            self._sum = (1 - self.ema) * batch
+        else:
+            self._sum = self._sum.mul(self.ema).add_(batch, alpha=1 - self.ema)
+        self._weight = self.ema * self._weight + (1 - self.ema)
+
+    def replace(self, value: Tensor) -> None:
+        """Exchange the average for another view of it, keeping its weight.
+
+        Args:
+            value: the debiased average seen in other coordinates.
+        """
+        self._sum = value * self._weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum and its weight, to the last bit."""
+        return {"sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the sum and its weight.
+        """
+        self._sum = None if state["sum"] is None else state["sum"].clone()
+        self._weight = float(state["weight"])

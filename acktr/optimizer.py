@@ -1,0 +1,333 @@
+"""The natural-gradient optimizer: which way from the curvature, how far from the trust region.
+
+    optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=1e-3)
+    with optimizer.recording():
+        logits = network(inputs)
+    optimizer.update_curvature()
+    optimizer.zero_grad()
+    F.cross_entropy(logits, classes).backward()
+    optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.capture import Capture, Pass
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
+from acktr.exact import Linearisation, Tensors
+from acktr.fisher import FisherSeeds, SampledFisher
+from acktr.likelihood import Likelihood, Outputs
+from acktr.tree import take_rows
+from acktr.trust_region import BlockMetric, ExactMetric, StepMetric, corrected_scale, trust_region_scale
+
+MAX_SKIPS = 10
+"""Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
+TOLERANCE = 1.1
+"""Measured KL within this factor of the radius needs no correction."""
+OVERSHOOT = 1.5
+"""Measured KL beyond this factor of the radius is corrected however many passes it takes."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How a direction becomes a step."""
+
+    combination: LayerCombination | None = field(default_factory=LayerCombination)
+    """One coefficient per layer from the exact Fisher; None leaves every coefficient at 1."""
+    metric: StepMetric = field(default_factory=ExactMetric)
+    """The quadratic form that sets the distance."""
+    corrections: int = 2
+    """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
+    examples: int | None = None
+    """Examples, drawn anew each step, on which exact forms and KLs are evaluated; None for the whole batch."""
+    refresh_period: int = 1
+    """Curvature updates between two decompositions."""
+    cold_start: int = 0
+    """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    scale: float
+    """η; 0 where the step was skipped."""
+    kl_predicted: float
+    """½ η² Δᵀ F Δ by the metric that set the distance, in nats."""
+    kl_block: float
+    """The same by the blocks' own approximation."""
+    kl_measured: float
+    """KL(old ‖ new) on the batch, in nats; NaN where it was not measured."""
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """Steps along (F̂ + λ)⁻¹∇, scaled so that the KL between the outputs before and after meets a radius.
+
+    Hyperparameters that change over training (`lr`, `radius`, `damping`, `momentum`, `weight_decay`) live in
+    `param_groups[0]`, so every torch scheduler works. There is one group: one metric, one step.
+
+    Args:
+        network: the module; never changed. Its outputs must be what `likelihood` expects.
+        likelihood: what the outputs mean.
+        curvature: the approximation that gives each layer its direction.
+        lr: η_max, the largest multiple of the natural gradient; ≥ 0.
+        radius: δ, largest KL per step in nats; ∞ leaves `lr` alone to set the distance.
+        damping: λ added to the curvature's eigenvalues; > 0.
+        momentum: share of the previous direction carried into this one, in [0, 1).
+        weight_decay: coefficient of ½‖θ‖² in the objective; ≥ 0.
+        fisher: which output gradients feed the curvature.
+        rule: how a direction becomes a step.
+        parameters: the trained ones by dotted name; None for all that require gradients.
+        blocks: curvature of parameters that choose their own, by dotted name (a Gaussian's log-std: `known_fisher(2)`).
+        seed: of the optimizer's own generator, from which targets and subsets are drawn.
+
+    Raises:
+        ValueError: if a hyperparameter is out of range or nothing is trained.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        curvature: CurvatureFactory | None = None,
+        *,
+        lr: float = 1.0,
+        radius: float = 1e-3,
+        damping: float = 1e-2,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        fisher: FisherSeeds | None = None,
+        rule: StepRule | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        blocks: Mapping[str, BlockRule] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
+        named = dict(network.named_parameters() if parameters is None else parameters)
+        self.parameters = {name: p for name, p in named.items() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError("the network has no parameter that requires gradients; nothing can be trained")
+        self.network, self.likelihood = network, likelihood
+        self.fisher = fisher or SampledFisher()
+        self.rule = rule or StepRule()
+        self.curvature = BlockDiagonal(network, self.parameters, curvature or EKFAC(), blocks)
+        self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
+        self.skipped = 0
+        self._skipped_in_a_row = self._updates = self._steps = 0
+        self._capture = Capture(network, self.curvature.layers)
+        self._generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(seed)
+        defaults = {
+            "lr": lr,
+            "radius": radius,
+            "damping": damping,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(list(self.parameters.values()), defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the one group.
+
+        Args:
+            param_group: parameters and hyperparameters.
+
+        Raises:
+            ValueError: on a second group; a step has one metric and one radius.
+        """
+        if self.param_groups:
+            raise ValueError("a natural-gradient step has one metric and one radius; use one optimizer per network")
+        super().add_param_group(param_group)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Record the one call of the network made inside; outside of it the network carries no hooks.
+
+        Returns:
+            The context.
+        """
+        return self._capture.recording()
+
+    def update_curvature(self, targets: Outputs | None = None) -> None:
+        """Run the Fisher's backward pass on the recorded call; `.grad` is not touched.
+
+        Call it before the loss's own backward pass, which frees the graph.
+
+        Args:
+            targets: for the empirical Fisher alone.
+        """
+        record = self._capture.last
+        seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
+        refresh = self._updates % self.rule.refresh_period == 0
+        if self.curvature.update(record, seeds, refresh, self._generator):
+            self._updates += 1
+        else:
+            self._skip("the Fisher's backward pass")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step from the gradients in `.grad`.
+
+        Args:
+            closure: recomputes the loss and its gradients, as in torch.optim; rarely needed here.
+
+        Returns:
+            The closure's loss, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradient = self._gradient()
+        if not _all_finite(gradient) or not self.curvature.ready:
+            self._skip("the gradient")
+            return loss
+        args, outputs = self._evaluation_batch(self._capture.last)
+        direction, quadratic = self._direction(gradient, args)
+        self._move(direction, quadratic, args, outputs)
+        self._capture.release()
+        self._steps += 1
+        return loss
+
+    def _gradient(self) -> Tensors:
+        decay = self.param_groups[0]["weight_decay"]
+        gradient = {}
+        for name, p in self.parameters.items():
+            own = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient[name] = own.add(p, alpha=decay) if decay else own
+        return gradient
+
+    def _evaluation_batch(self, record: Pass) -> tuple[tuple[Any, ...], Outputs]:
+        if self.rule.examples is None or self.rule.examples >= record.examples:
+            return record.args, record.outputs
+        device = record.outputs[0].device
+        rows = torch.randperm(record.examples, generator=self._generator, device=device)[: self.rule.examples]
+        return take_rows(record.args, rows), take_rows(record.outputs, rows)
+
+    def _direction(self, gradient: Tensors, args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
+        """Which way: descent direction and its quadratic form."""
+        group = self.param_groups[0]
+        cold = self._steps < self.rule.cold_start
+        natural = gradient if cold else self.curvature.solve(gradient, group["damping"])
+        descent = {name: -tensor for name, tensor in natural.items()}
+        linearisation = Linearisation(self.network, self.parameters, args, self.likelihood)
+        combination = self.rule.combination
+        if combination is None or cold:
+            descent = self._with_momentum(descent)
+            return descent, self._quadratic(descent, linearisation)
+        pieces = self.curvature.split(descent)
+        if combination.previous_step and self.state:
+            pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
+        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
+        if group["momentum"]:
+            descent = self._with_momentum(descent)
+            quadratic = self._quadratic(descent, linearisation)
+        return descent, quadratic
+
+    def _with_momentum(self, descent: Tensors) -> Tensors:
+        momentum = self.param_groups[0]["momentum"]
+        if not momentum:
+            return descent
+        for name, p in self.parameters.items():
+            buffer = self.state[p].get("momentum_buffer")
+            self.state[p]["momentum_buffer"] = descent[name] if buffer is None else descent[name] + momentum * buffer
+        return {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+
+    def _quadratic(self, descent: Tensors, linearisation: Linearisation) -> Tensor:
+        if isinstance(self.rule.metric, BlockMetric):
+            return self.curvature.quadratic(descent)
+        return linearisation.gram([linearisation.tangent(descent)])[0, 0]
+
+    def _move(self, direction: Tensors, quadratic: Tensor, args: tuple[Any, ...], outputs: Outputs) -> None:
+        """How far: scale, apply, measure, correct."""
+        group = self.param_groups[0]
+        start = {name: p.clone() for name, p in self.parameters.items()}
+        scale = trust_region_scale(quadratic, group["radius"], group["lr"])
+        self._place(start, direction, scale)
+        scale, measured = self._correct(start, direction, scale, args, outputs)
+        block = float(self.curvature.quadratic(direction)) if self.curvature.ready else float("nan")
+        half = 0.5 * scale**2
+        self.report = StepReport(scale, half * float(quadratic), half * block, measured)
+        self._skipped_in_a_row = 0
+        if self.rule.combination is not None and self.rule.combination.previous_step:
+            for name, p in self.parameters.items():
+                self.state[p]["previous_step"] = scale * direction[name]
+
+    def _correct(
+        self, start: Tensors, direction: Tensors, scale: float, args: tuple[Any, ...], outputs: Outputs
+    ) -> tuple[float, float]:
+        radius, max_scale = self.param_groups[0]["radius"], self.param_groups[0]["lr"]
+        if not self.rule.corrections or scale == 0 or radius == float("inf"):
+            return scale, float("nan")
+        measured = self._measure(args, outputs)
+        for attempt in range(self.rule.corrections + 20):
+            too_far = not measured <= radius * (TOLERANCE if attempt < self.rule.corrections else OVERSHOOT)
+            too_near = measured < radius / TOLERANCE and scale < max_scale and attempt < self.rule.corrections
+            if not too_far and not too_near:
+                break
+            scale = corrected_scale(scale, measured, radius, max_scale)
+            self._place(start, direction, scale)
+            measured = self._measure(args, outputs)
+        return scale, measured
+
+    def _place(self, start: Tensors, direction: Tensors, scale: float) -> None:
+        for name, p in self.parameters.items():
+            p.copy_(torch.add(start[name], direction[name], alpha=scale))
+
+    def _measure(self, args: tuple[Any, ...], outputs: Outputs) -> float:
+        new = self.network(*args)
+        new = (new,) if isinstance(new, Tensor) else tuple(new)
+        return float(self.likelihood.divergence(outputs, new).mean())
+
+    def _skip(self, where: str) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
+        if self._skipped_in_a_row >= MAX_SKIPS:
+            raise FloatingPointError(
+                f"{where} was not finite {MAX_SKIPS} times in a row; the parameters are those of the last good step: "
+                "look for NaN or Inf in inputs and losses"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state dictionary with the curvature, the counters and the generator."""
+        natural = {
+            "curvature": self.curvature.state_dict(),
+            "counters": [self._updates, self._steps, self.skipped, self._skipped_in_a_row],
+            "generator": self._generator.get_state(),
+        }
+        return super().state_dict() | {"natural": natural}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, to the last bit.
+
+        Args:
+            state_dict: of an optimizer of the same network and curvature.
+        """
+        natural = state_dict["natural"]
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
+        self.curvature.load_state_dict(natural["curvature"])
+        self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
+        self._generator.set_state(natural["generator"].cpu())
+
+
+def _check(**values: float) -> None:
+    if not values["damping"] > 0:
+        raise ValueError(f"damping must be positive, got {values['damping']}")
+    if not values["radius"] > 0:
+        raise ValueError(f"radius must be positive (in nats), got {values['radius']}")
+    if not 0 <= values["momentum"] < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {values['momentum']}")
+    for name in ("lr", "weight_decay"):
+        if not 0 <= values[name] < float("inf"):
+            raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
+
+
+def _all_finite(tensors: Tensors) -> bool:
+    return bool(torch.isfinite(torch.stack([t.sum() for t in tensors.values()])).all())

@@ -1,0 +1,283 @@
+"""ACKTR: an advantage actor–critic that steps along natural gradients within trust regions (Wu et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import explained_variance
+
+from acktr.curvature.network import known_fisher
+from acktr.likelihood import Joint, ScalarGaussian
+from acktr.optimizer import NaturalGradient, StepRule
+from acktr.sb3.networks import (
+    ActorNetwork,
+    CriticNetwork,
+    JointNetwork,
+    action_likelihood,
+    reached_parameters,
+    shares_trunk,
+)
+from acktr.sb3.rollout import Rollout, flatten_rollout
+from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
+from acktr.sb3.state import UpdateState
+from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps, value_likelihood
+
+Self = TypeVar("Self", bound="ACKTR")
+
+RESIDUAL_EMA = 0.95
+"""Weight kept of the old mean squared residual per rollout, where value and policy share a trunk."""
+
+
+class ACKTR(OnPolicyAlgorithm):
+    """Actor–Critic using Kronecker-factored Trust Regions, as a Stable-Baselines3 algorithm.
+
+    Policy and value networks of their own (SB3's `MlpPolicy`) get metrics and radii of their own. A shared trunk
+    (SB3's `CnnPolicy`) takes one step in the sum of the policy's Fisher and the value's, under `actor`'s settings.
+
+    Args:
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or an `ActorCriticPolicy` class.
+        env: a gymnasium environment, an SB3 `VecEnv`, or an id.
+        learning_rate: η_max, largest multiple of the natural gradient; a number or a function of the remaining
+            progress. The trust region usually decides before it.
+        n_steps: steps per environment and rollout.
+        gamma: discount, in [0, 1].
+        gae_lambda: GAE's λ, in [0, 1]: 0 trusts the critic, 1 the returns.
+        ent_coef: weight of the entropy bonus, ≥ 0.
+        vf_coef: weight of the value in a shared trunk's objective and metric, > 0; no effect on networks of their own.
+        normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
+        actor: the policy's steps.
+        critic: the value's steps.
+        stats_window_size: episodes over which `rollout/ep_rew_mean` is taken.
+        tensorboard_log: folder for TensorBoard events; None for none.
+        policy_kwargs: passed to the policy.
+        verbose: 0 silent, 1 information, 2 debugging.
+        seed: of everything random; None for none.
+        device: "auto", "cpu", "cuda", …
+        _init_setup_model: whether networks are built at once; SB3's own.
+
+    Raises:
+        ValueError: for spaces, policies or numbers outside those named above.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: Schedule = 1.0,
+        n_steps: int = 256,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        normalize_advantage: bool = True,
+        actor: ActorSettings | None = None,
+        critic: CriticSettings | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        _check(n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef, vf_coef=vf_coef)
+        self.normalize_advantage = normalize_advantage
+        self.actor, self.critic = actor or ActorSettings(), critic or CriticSettings()
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=float("inf"),
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+            supported_action_spaces=(spaces.Box, spaces.Discrete),
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.policy.squash_output:
+            raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+        self.update_state = UpdateState(self.seed or 0)
+        self.update_state.attach(self._vec_normalize_env)
+        observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
+        likelihood = action_likelihood(self.policy)
+        self._joint_network = self._critic_network = None
+        if shares_trunk(self.policy):
+            network: Any = JointNetwork(self.policy)
+            joint = Joint(likelihood, ScalarGaussian())
+            self.actor_optimizer = self._optimizer(network, joint, self.actor, observations)
+            self._joint_network = network
+        else:
+            self._actor_network = ActorNetwork(self.policy)
+            self._critic_network = CriticNetwork(self.policy)
+            self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
+            self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
+
+    def _optimizer(
+        self, network: Any, likelihood: Any, settings: ActorSettings | CriticSettings, observations: Any
+    ) -> NaturalGradient:
+        rule = StepRule(
+            combination=settings.combination,
+            metric=settings.metric,
+            corrections=settings.corrections,
+            examples=settings.examples if isinstance(settings, ActorSettings) else None,
+            refresh_period=settings.refresh_period,
+            cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
+        )
+        return NaturalGradient(
+            network,
+            likelihood,
+            settings.curvature,
+            radius=at(settings.radius, 1.0),
+            damping=settings.damping,
+            momentum=settings.momentum,
+            fisher=settings.fisher,
+            rule=rule,
+            parameters=reached_parameters(network, observations),
+            blocks={"policy.log_std": known_fisher(2.0)},
+            seed=self.seed or 0,
+        )
+
+    def train(self) -> None:
+        """Update policy and value from the full rollout buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        rollout = flatten_rollout(self.rollout_buffer, self.device, self.normalize_advantage)
+        self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
+        if self._joint_network is not None:
+            self._log("train", self._train_jointly(rollout))
+        else:
+            self._log("train", self._train_actor(rollout))
+            self._log("critic", self._train_critic(rollout))
+        self._log_rollout(rollout)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [getattr(self, name) for name in self._optimizer_names()]
+
+    def _optimizer_names(self) -> list[str]:
+        return ["actor_optimizer"] if self._joint_network is not None else ["actor_optimizer", "critic_optimizer"]
+
+    def _train_actor(self, rollout: Rollout) -> StepLog:
+        generator = self.update_state.generator
+        return actor_steps(self._actor_network, self.actor_optimizer, rollout, self.actor, self.ent_coef, generator)
+
+    def _train_critic(self, rollout: Rollout) -> StepLog:
+        radius = at(self.critic.radius, self._current_progress_remaining)
+        network = cast(CriticNetwork, self._critic_network)
+        return critic_steps(
+            network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator
+        )
+
+    def _train_jointly(self, rollout: Rollout) -> StepLog:
+        state = self.update_state
+        residual = (rollout.returns - rollout.values).square().mean().cpu()
+        fresh = self._n_updates == 0
+        state.residual = residual if fresh else RESIDUAL_EMA * state.residual + (1 - RESIDUAL_EMA) * residual
+        likelihood = action_likelihood(self.policy)
+        self.actor_optimizer.likelihood = Joint(likelihood, value_likelihood(float(state.residual), self.vf_coef))
+        network = cast(JointNetwork, self._joint_network)
+        coefficients = (self.ent_coef, self.vf_coef)
+        return joint_steps(network, self.actor_optimizer, rollout, self.actor, coefficients, state.generator)
+
+    def _log(self, room: str, log: StepLog) -> None:
+        for name, value in log.means().items():
+            self.logger.record(f"{room}/{name}", value)
+        optimizer = self.critic_optimizer if room == "critic" else self.actor_optimizer
+        self.logger.record(f"{room}/damping", optimizer.param_groups[0]["damping"])
+        self.logger.record(f"{room}/radius", optimizer.param_groups[0]["radius"])
+        self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
+        place = "curvature" if room == "train" else "curvature_critic"
+        for name, value in optimizer.curvature.diagnostics().items():
+            self.logger.record(f"{place}/{name}", value)
+
+    def _log_rollout(self, rollout: Rollout) -> None:
+        self._n_updates += 1
+        variance = explained_variance(rollout.values.cpu().numpy(), rollout.returns.cpu().numpy())
+        self.logger.record("train/explained_variance", variance)
+        self.logger.record("train/entropy", float(-rollout.log_probs.mean()))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "ACKTR",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Collect rollouts and train until `total_timesteps`; may be called again and again.
+
+        Args:
+            total_timesteps: environment steps over all environments.
+            callback: SB3 callbacks.
+            log_interval: rollouts between two lines of the log.
+            tb_log_name: name of the TensorBoard run.
+            reset_num_timesteps: False continues the count and the schedules of the previous call.
+            progress_bar: whether to show one.
+
+        Returns:
+            The agent.
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Exchange the environment; statistics loaded with the agent go into its `VecNormalize`.
+
+        Args:
+            env: with the same spaces and as many environments.
+            force_reset: whether training starts with a reset.
+        """
+        super().set_env(env, force_reset)
+        self.update_state.attach(self._vec_normalize_env)
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]
+        return [*super()._excluded_save_params(), *own, "update_state"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *self._optimizer_names(), "update_state"], []
+
+
+def _check(**values: float) -> None:
+    if values["n_steps"] < 1:
+        raise ValueError(f"n_steps must be at least 1, got {values['n_steps']}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= values[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {values[name]}")
+    if not values["ent_coef"] >= 0:
+        raise ValueError(f"ent_coef must be at least 0, got {values['ent_coef']}")
+    if not values["vf_coef"] > 0:
+        raise ValueError(f"vf_coef must be positive, got {values['vf_coef']}")

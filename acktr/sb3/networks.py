@@ -1,0 +1,135 @@
+"""An SB3 actor–critic policy seen as networks with plain outputs, as the engine wants them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from torch import Tensor, nn
+
+from acktr.likelihood import Categorical, DiagonalGaussian, Outputs, PolicyLikelihood
+
+
+class _View(nn.Module):
+    """A function of a policy's parameters; it owns none itself.
+
+    Args:
+        policy: an SB3 policy, shared with the agent.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def _features(self, observations: Any, extractor: nn.Module) -> Tensor:
+        policy = self.policy
+        prepared = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+        return cast(Tensor, extractor(prepared))
+
+    def _distribution(self, latent: Tensor) -> Outputs:
+        outputs = self.policy.action_net(latent)
+        if isinstance(self.policy.action_space, spaces.Discrete):
+            return (outputs,)
+        return outputs, self.policy.log_std.expand_as(outputs)
+
+
+class ActorNetwork(_View):
+    """Observations to the parameters of the action distribution."""
+
+    def forward(self, observations: Any) -> Outputs:
+        """Run the actor's part of the policy.
+
+        Args:
+            observations: a batch as SB3 hands it to a policy.
+
+        Returns:
+            (logits [N, C],) or (mean [N, D], log_std [N, D]).
+        """
+        features = self._features(observations, self.policy.pi_features_extractor)
+        return self._distribution(self.policy.mlp_extractor.forward_actor(features))
+
+
+class CriticNetwork(_View):
+    """Observations to values."""
+
+    def forward(self, observations: Any) -> Tensor:
+        """Run the critic's part of the policy.
+
+        Args:
+            observations: a batch as SB3 hands it to a policy.
+
+        Returns:
+            Shape [N].
+        """
+        features = self._features(observations, self.policy.vf_features_extractor)
+        return cast(Tensor, self.policy.value_net(self.policy.mlp_extractor.forward_critic(features))).flatten()
+
+
+class JointNetwork(_View):
+    """Observations to action distribution and value through a shared trunk, run once."""
+
+    def forward(self, observations: Any) -> Outputs:
+        """Run the whole policy.
+
+        Args:
+            observations: a batch as SB3 hands it to a policy.
+
+        Returns:
+            The actor's outputs, then the values [N].
+        """
+        features = self._features(observations, self.policy.features_extractor)
+        latent_actor, latent_critic = self.policy.mlp_extractor(features)
+        return *self._distribution(latent_actor), self.policy.value_net(latent_critic).flatten()
+
+
+def shares_trunk(policy: ActorCriticPolicy) -> bool:
+    """Whether actor and critic have parameters in common.
+
+    Args:
+        policy: an SB3 policy.
+
+    Returns:
+        True for SB3's CNN policies, False for its MLP policies, whose shared extractor only flattens.
+    """
+    return policy.share_features_extractor and any(p.requires_grad for p in policy.features_extractor.parameters())
+
+
+def reached_parameters(network: nn.Module, observations: Any) -> dict[str, nn.Parameter]:
+    """The parameters a network's outputs depend on, found by asking autograd rather than by name.
+
+    Args:
+        network: the view.
+        observations: any batch.
+
+    Returns:
+        Parameters by dotted name.
+    """
+    with torch.enable_grad():
+        outputs = network(observations)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        grads = torch.autograd.grad([o.sum() for o in outputs], list(named.values()), allow_unused=True)
+    return {name: p for (name, p), grad in zip(named.items(), grads, strict=True) if grad is not None}
+
+
+def action_likelihood(policy: ActorCriticPolicy) -> PolicyLikelihood:
+    """The distribution of the policy's actions.
+
+    Args:
+        policy: an SB3 policy.
+
+    Returns:
+        Categorical for Discrete, DiagonalGaussian for Box.
+
+    Raises:
+        ValueError: for any other action space.
+    """
+    space = policy.action_space
+    if isinstance(space, spaces.Discrete):
+        return Categorical()
+    if isinstance(space, spaces.Box):
+        return DiagonalGaussian()
+    raise ValueError(f"ACKTR acts in Discrete and Box action spaces, got {space}; wrap the environment to one of them")

@@ -1,0 +1,122 @@
+"""A finished rollout as flat tensors, and the terms of the objectives on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Generator, Tensor
+
+from acktr.likelihood import Outputs, PolicyLikelihood
+from acktr.tree import map_tensors, take_rows
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """N = environments × steps transitions, time running fastest within each environment."""
+
+    observations: Any
+    """Tensor or dictionary of tensors, [N, ...]."""
+    actions: Tensor
+    """As drawn, before any clipping to the action space: [N] or [N, D]."""
+    log_probs: Tensor
+    """Of the actions under the policy that drew them, [N]."""
+    advantages: Tensor
+    """GAE, [N]; standardised if asked."""
+    returns: Tensor
+    """The critic's targets, GAE plus the old values, [N]."""
+    values: Tensor
+    """The critic's predictions when the actions were taken, [N]."""
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    def rows(self, rows: Tensor) -> Rollout:
+        """A part of the rollout.
+
+        Args:
+            rows: indices, shape [M].
+
+        Returns:
+            A rollout of M transitions.
+        """
+        return Rollout(*(take_rows(getattr(self, name), rows) for name in self.__dataclass_fields__))
+
+    def minibatches(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Rollout]:
+        """Shuffled parts, each transition once per epoch; the rollout itself if there is one part.
+
+        Args:
+            n_epochs: passes over the rollout.
+            n_minibatches: parts per pass.
+            generator: source of the shuffles.
+
+        Yields:
+            Parts of as equal size as can be.
+        """
+        for _ in range(n_epochs):
+            if n_minibatches == 1:
+                yield self
+                continue
+            order = torch.randperm(len(self), generator=generator).to(self.returns.device)
+            for part in order.chunk(n_minibatches):
+                yield self.rows(part)
+
+
+def flatten_rollout(buffer: RolloutBuffer, device: torch.device, standardise: bool) -> Rollout:
+    """Read a full SB3 buffer once, without its per-minibatch copies.
+
+    Args:
+        buffer: full, with advantages computed.
+        device: where the update runs.
+        standardise: whether advantages get mean 0 and variance 1 over the whole rollout.
+
+    Returns:
+        The rollout.
+    """
+
+    def flat(array: Any) -> Tensor:
+        return torch.as_tensor(array, device=device).transpose(0, 1).flatten(0, 1)
+
+    observations = buffer.observations
+    tensors = {k: flat(v) for k, v in observations.items()} if isinstance(observations, dict) else flat(observations)
+    actions = flat(buffer.actions)
+    advantages = flat(buffer.advantages)
+    if standardise:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return Rollout(
+        observations=map_tensors(lambda t: t, tensors),
+        actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
+        log_probs=flat(buffer.log_probs),
+        advantages=advantages,
+        returns=flat(buffer.returns),
+        values=flat(buffer.values),
+    )
+
+
+def _discrete(buffer: RolloutBuffer) -> bool:
+    return hasattr(buffer.action_space, "n")
+
+
+def policy_loss(
+    likelihood: PolicyLikelihood, outputs: Outputs, batch: Rollout, clip_range: float, ent_coef: float
+) -> Tensor:
+    """−E[min(r A, clip(r, 1 ± ε) A)] − c_H E[H], r = π(a)/π_old(a) (Schulman et al. 2017, equation 7).
+
+    At a rollout's first step r = 1 and the gradient is the policy gradient −E[A ∇log π].
+
+    Args:
+        likelihood: of the actions.
+        outputs: the actor's, on the batch's observations.
+        batch: part of a rollout.
+        clip_range: ε > 0.
+        ent_coef: c_H ≥ 0.
+
+    Returns:
+        Scalar.
+    """
+    ratio = (likelihood.log_prob(outputs, (batch.actions,)) - batch.log_probs).exp()
+    gain = torch.minimum(ratio * batch.advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * batch.advantages)
+    return -gain.mean() - ent_coef * likelihood.entropy(outputs).mean()

@@ -1,0 +1,104 @@
+"""What SB3's zip file would lose of an agent: the random generator of its updates, and the normaliser's statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Generator, Tensor
+
+
+class UpdateState:
+    """State of an agent that is neither network nor optimizer, in the shape SB3 saves and loads parameters.
+
+    A normaliser's statistics belong to the policy as much as its weights do: the same weights behind other statistics
+    are another policy. They are restored into the `VecNormalize` the agent is loaded with, or given later.
+
+    Args:
+        seed: of the generator that shuffles minibatches.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = Generator().manual_seed(seed)
+        self.residual = torch.ones(())
+        """Running mean squared residual of a shared trunk's value head."""
+        self.normaliser: VecNormalize | None = None
+        self._waiting: dict[str, Any] | None = None
+
+    def attach(self, normaliser: VecNormalize | None) -> None:
+        """Follow a normaliser, and give it the statistics that were loaded, if any wait.
+
+        Args:
+            normaliser: the agent's, or None.
+        """
+        self.normaliser = normaliser
+        if normaliser is not None and self._waiting is not None:
+            restore_normaliser(normaliser, self._waiting)
+            self._waiting = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only."""
+        normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
+        return {"generator": self.generator.get_state(), "residual": self.residual, "normaliser": normaliser}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the dictionary.
+            strict: SB3's name for «every key must be there», which is always so here.
+        """
+        self.generator.set_state(state["generator"].cpu())
+        self.residual = state["residual"].cpu()
+        self._waiting = state["normaliser"]
+        self.attach(self.normaliser)
+
+
+def normaliser_state(normaliser: VecNormalize) -> dict[str, Any]:
+    """The statistics of a VecNormalize, as tensors.
+
+    Args:
+        normaliser: any VecNormalize.
+
+    Returns:
+        Moments of observations (one set per key for dictionaries) and returns, and the running returns.
+    """
+    observations = normaliser.obs_rms if normaliser.norm_obs else None
+    keyed = observations if isinstance(observations, dict) else {"": observations}
+    return {
+        "observations": {key: _moments(value) for key, value in keyed.items() if value is not None},
+        "returns": _moments(normaliser.ret_rms),
+        "running_returns": torch.as_tensor(normaliser.returns),
+    }
+
+
+def restore_normaliser(normaliser: VecNormalize, state: dict[str, Any]) -> None:
+    """Put saved statistics into a VecNormalize.
+
+    Args:
+        normaliser: wrapped around environments with the same observation space.
+        state: what `normaliser_state` returned.
+    """
+    for key, moments in state["observations"].items():
+        if normaliser.norm_obs:
+            _restore(normaliser.obs_rms[key] if key else normaliser.obs_rms, moments)
+    _restore(normaliser.ret_rms, state["returns"])
+    if len(state["running_returns"]) == normaliser.num_envs:
+        normaliser.returns = state["running_returns"].cpu().numpy().copy()
+
+
+def _moments(statistics: RunningMeanStd) -> dict[str, Tensor]:
+    return {
+        "mean": torch.as_tensor(np.asarray(statistics.mean)),
+        "var": torch.as_tensor(np.asarray(statistics.var)),
+        "count": torch.tensor(statistics.count, dtype=torch.float64),
+    }
+
+
+def _restore(statistics: RunningMeanStd, moments: dict[str, Tensor]) -> None:
+    statistics.mean = moments["mean"].cpu().numpy().copy()
+    statistics.var = moments["var"].cpu().numpy().copy()
+    statistics.count = float(moments["count"])

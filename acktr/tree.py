@@ -1,0 +1,40 @@
+"""Inputs of a network as they come: one tensor, or tuples and dictionaries of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply `function` to every tensor in nested tuples, lists and dictionaries.
+
+    Args:
+        function: what is done to each tensor.
+        tree: a tensor, a nest of them, or anything else, which is passed through.
+
+    Returns:
+        The same nest with each tensor replaced.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def take_rows(tree: Any, rows: Tensor) -> Any:
+    """Keep the given examples of every tensor in the nest.
+
+    Args:
+        tree: tensors of shape [N, ...].
+        rows: indices of examples, shape [M].
+
+    Returns:
+        The same nest with tensors of shape [M, ...].
+    """
+    return map_tensors(lambda tensor: tensor[rows], tree)
