@@ -205,10 +205,10 @@ def _check_spaces(config: RunConfig, env: VecEnv) -> None:
     env_id = config.env_id
     actions, observations = env.action_space, env.observation_space
     supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    if not isinstance(actions, supported):
-        raise UsageError(
-            f"{env_id}: actions {actions} are not supported; wrap them to Box, Discrete, MultiDiscrete or MultiBinary"
-        )
+    choices = supported[:2] if config.algorithm == "acktr" else supported
+    if not isinstance(actions, choices):
+        names = ", ".join(choice.__name__ for choice in choices)
+        raise UsageError(f"{env_id}: {config.algorithm} cannot choose actions {actions}; wrap them to one of {names}")
     parts = list(observations.spaces.values()) if isinstance(observations, spaces.Dict) else [observations]
     for part in parts:
         if not isinstance(part, supported):

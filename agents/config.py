@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from agents.errors import UsageError
 from agents.schema import leaves, value_at
@@ -21,6 +21,12 @@ Decay = Literal["constant", "linear"]
 
 Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal"]
 """Which approximation of a layer's curvature."""
+
+Fisher = Literal["sampled", "exact", "empirical"]
+"""Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
+
+Combination = Literal["layers", "layers-and-momentum", "none"]
+"""One coefficient per layer, one more for the previous step, or all of them 1."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class ActorConfig:
     """The Fisher approximation that gives each layer its direction."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
-    fisher: Literal["sampled", "exact", "empirical"]
+    fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
     """Largest KL of one step, in nats."""
@@ -105,14 +111,14 @@ class ActorConfig:
     """Added to the curvature's eigenvalues."""
     momentum: float
     """Share of the previous step carried into the next direction."""
-    combination: Literal["layers", "none"]
-    """Solve one coefficient per layer from the exact Fisher, or leave every coefficient at 1."""
-    combination_examples: int | None
-    """Examples of the rollout that the coefficients are solved on; None takes all."""
+    combination: Combination
+    """Which coefficients of the step are solved from the exact Fisher."""
     metric: Literal["exact", "block"]
     """The quadratic form that predicts the KL: the exact Fisher or the layers' blocks."""
     corrections: int
     """Forward passes that may rescale a step until its measured KL meets the radius."""
+    examples: int | None
+    """Examples of a batch on which exact forms and KLs are evaluated; None takes all."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     cold_start: int
@@ -135,6 +141,8 @@ class CriticConfig:
     """The Gauss-Newton approximation that gives each layer its direction."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
+    fisher: Fisher
+    """Which output gradients feed the curvature."""
     radius: float
     """Largest mean squared change of the value in one step, as a share of the residual variance."""
     radius_decay: Decay
@@ -143,10 +151,8 @@ class CriticConfig:
     """Added to the curvature's eigenvalues."""
     momentum: float
     """Share of the previous step carried into the next direction."""
-    combination: Literal["layers", "none"]
-    """Solve one coefficient per layer from the exact Gauss-Newton matrix, or leave every coefficient at 1."""
-    combination_examples: int | None
-    """Examples of the batch that the coefficients are solved on; None takes all."""
+    combination: Combination
+    """Which coefficients of the step are solved from the exact Gauss-Newton matrix."""
     metric: Literal["exact", "block"]
     """The quadratic form that predicts the change: the exact matrix or the layers' blocks."""
     corrections: int
@@ -243,7 +249,7 @@ class A2cConfig:
 class RunConfig:
     """A whole training run."""
 
-    env_id: Positional[str]
+    env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
     """Environment to learn, for example HalfCheetah-v5 or ALE/Pong-v5."""
     algorithm: Literal["acktr", "ppo", "a2c"]
     """Who learns."""
@@ -331,12 +337,11 @@ _RANGES: dict[str, _Range] = {
     "period": _NON_NEGATIVE,
     "ema": _SHARE_BELOW_1,
     # Infinite damping is a meaning of its own: a plain gradient step.
-    "damping": (lambda x: x >= 0, "at least 0"),
+    "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,
     "corrections": _NON_NEGATIVE,
     "cold_start": _NON_NEGATIVE,
     "gamma": _SHARE,
     "gae_lambda": _SHARE,
     "ent_coef": _NON_NEGATIVE,
-    "vf_coef": _NON_NEGATIVE,
 }

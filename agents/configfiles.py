@@ -6,7 +6,7 @@ A file may name another one in the same folder with ``base:``; it then only hold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -72,17 +72,30 @@ def shipped(env_id: str) -> RunConfig:
     return load(file_for(env_id), env_id)
 
 
-def dump(config: RunConfig, provenance: Mapping[str, object]) -> str:
+def provenance(path: Path) -> list[Any]:
+    """Read where a run came from.
+
+    Args:
+        path: A run directory's ``config.yaml``.
+
+    Returns:
+        One entry for each part of the run.
+    """
+    found = _read_yaml(path).get(PROVENANCE, [])
+    return found if isinstance(found, list) else [found]
+
+
+def dump(config: RunConfig, origins: Sequence[object]) -> str:
     """Write a configuration and its provenance as YAML that ``load`` reads back.
 
     Args:
         config: The configuration.
-        provenance: Command, versions and the like, in plain types.
+        origins: For each part of the run its command, versions and the like, in plain types.
 
     Returns:
         The YAML text.
     """
-    data = {**plain(config), PROVENANCE: plain(provenance)}
+    data = {**plain(config), PROVENANCE: plain(list(origins))}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 

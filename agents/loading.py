@@ -86,7 +86,8 @@ def evaluation_envs(episodes: int, seed: int) -> Callable[[RunConfig], VecEnv]:
     """
 
     def make(config: RunConfig) -> VecEnv:
-        return envs.make(config.env_id, min(episodes, config.env.n_envs), seed=seed, options=config.env.options)
+        count = min(episodes, config.env.n_envs)
+        return envs.make(config.env_id, count, seed=seed, options=config.env.options.for_evaluation())
 
     return make
 
@@ -100,7 +101,11 @@ def video_env(seed: int) -> Callable[[RunConfig], VecEnv]:
     Returns:
         A function from a configuration to a single environment that renders.
     """
-    return lambda config: envs.make_for_video(config.env_id, seed=seed, options=config.env.options)
+
+    def make(config: RunConfig) -> VecEnv:
+        return envs.make(config.env_id, 1, seed=seed, options=config.env.options.for_evaluation("rgb_array"))
+
+    return make
 
 
 def newest(directory: rundir.RunDirectory) -> checkpoint.Checkpoint:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
-from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
-
 from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
+from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
 from agents.schedules import schedule
 
@@ -46,6 +45,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         combination=_combination(config),
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
+        examples=config.examples,
         refresh_period=config.refresh_period,
         cold_start=config.cold_start,
         n_epochs=config.n_epochs,
@@ -66,6 +66,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     """
     return CriticSettings(
         curvature=_curvature(config),
+        fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
         damping=config.damping,
         momentum=config.momentum,
@@ -93,4 +94,6 @@ def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
 
 
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
-    return LayerCombination(examples=config.combination_examples) if config.combination == "layers" else None
+    if config.combination == "none":
+        return None
+    return LayerCombination(previous_step=config.combination == "layers-and-momentum")

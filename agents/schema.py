@@ -136,6 +136,8 @@ def _read(hint: Any, value: object, where: str, root: type) -> Any:
         return _read_choice(get_args(hint), value, where)
     if origin in {Union, types.UnionType}:
         return _read_optional(hint, value, where, root)
+    if origin is dict:
+        return _read_mapping(value, where)
     if origin is tuple:
         return _read_tuple(get_args(hint), value, where, root)
     return _read_scalar(hint, value, where)
@@ -169,6 +171,12 @@ def _read_tuple(items: tuple[Any, ...], value: object, where: str, root: type) -
     return tuple(
         _read(hint, item, f"{where}[{i}]", root) for i, (hint, item) in enumerate(zip(items, value, strict=True))
     )
+
+
+def _read_mapping(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be a mapping of keys to values, got {value!r}")
+    return {str(key): item for key, item in value.items()}
 
 
 def _read_scalar(hint: Any, value: object, where: str) -> Any:

@@ -15,13 +15,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
-import envs
 from agents import build, checkpoint, display, rundir
 from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Saver, Shower, evaluation_seed
 from agents.config import RunConfig
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
-from agents.loading import set_threads
+from agents.loading import evaluation_envs, set_threads
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,31 @@ class Result:
     """The final evaluation."""
 
 
-def train(config: RunConfig, directory: rundir.RunDirectory, stopper: Stopper, resume: bool = False) -> Result:
+def train(
+    config: RunConfig,
+    open_directory: Callable[[], rundir.RunDirectory],
+    stopper: Stopper,
+    start: checkpoint.Checkpoint | None = None,
+) -> Result:
     """Train an agent, evaluate it, and leave everything in the run's directory.
 
     Args:
         config: The run.
-        directory: Where it goes.
+        open_directory: Makes or opens the directory. It is called when environments and agent stand, so a
+            configuration that cannot work leaves nothing behind.
         stopper: Says when to stop early; ``callbacks.Interrupted`` is raised then, after a checkpoint.
-        resume: Go on from the newest checkpoint in the directory.
+        start: Where to go on from; None begins anew.
 
     Returns:
         The result.
     """
     set_threads(config)
-    start = checkpoint.latest(directory) if resume else None
     env = build.make_training_env(config, _environment_seed(config.seed, start))
     try:
         agent = build.make_agent(config, env)
         if start is not None:
             checkpoint.restore(agent, start)
-        return _Run(config, directory, stopper, agent, start).train()
+        return _Run(config, open_directory(), stopper, agent, start).train()
     finally:
         env.close()
 
@@ -132,10 +136,8 @@ class _Run:
             rundir.write_whole(model / "vecnormalize.pkl", _pickled(normaliser))
 
     def _evaluation_env(self) -> VecEnv:
-        config = self.config
-        count = min(config.evaluation.episodes, config.env.n_envs)
-        raw = envs.make(config.env_id, count, seed=evaluation_seed(config.seed), options=config.env.options)
-        return build.frozen(raw, config, self.agent.get_vec_normalize_env())
+        make = evaluation_envs(self.config.evaluation.episodes, evaluation_seed(self.config.seed))
+        return build.frozen(make(self.config), self.config, self.agent.get_vec_normalize_env())
 
     def _summary(self, result: Result) -> dict[str, Any]:
         return {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import tyro
@@ -69,6 +71,10 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left (`… | head`); flushing at the exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUR_FAILURE
 
 
 def say(line: str) -> None:
@@ -96,6 +102,6 @@ def _unknown_option(argv: Sequence[str], known: list[str]) -> str | None:
 
 def _one_line(box: str) -> str:
     # tyro draws a frame around its complaints.
-    lines = [line.strip(" │|╭╮╰╯─") for line in box.splitlines()]
-    kept: list[Any] = [line for line in lines if line and not line.startswith("For full helptext")]
-    return " ".join(kept).replace(" • ", "; ") or "the command line is wrong"
+    inside = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message = list(takewhile(lambda line: not line.startswith("─"), inside))
+    return " ".join(line for line in message if line).rstrip(".") or "the command line is wrong"

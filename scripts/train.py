@@ -50,13 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     check(arguments.run)
-    directory = _directory(arguments, argv)
-    print(f"{_title(arguments.run)}: {directory.path}", flush=True)
+    start = checkpoint.latest(rundir.existing(arguments.resume)) if arguments.resume else None
+    path = arguments.resume or arguments.run_dir or _new_path(arguments.run)
+    directory = rundir.RunDirectory(path)
+
+    def open_directory() -> rundir.RunDirectory:
+        _open(directory, arguments, argv)
+        print(f"{_title(arguments.run)}: {path}", flush=True)
+        return directory
+
     with interruption.signals() as stopper:
         try:
-            result = training.train(arguments.run, directory, stopper, resume=arguments.resume is not None)
+            result = training.train(arguments.run, open_directory, stopper, start)
         except callbacks.Interrupted as stop:
-            console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(directory.path))}")
+            console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(path))}")
             return console.INTERRUPTED
         except KeyboardInterrupt:
             console.say(_stopped_hard(directory))
@@ -94,17 +101,16 @@ def _check_resumed(stored: RunConfig, final: Arguments) -> None:
             raise UsageError(f"{field.name} cannot change on --resume {final.resume}; start a new run instead")
 
 
-def _directory(arguments: Arguments, argv: Sequence[str]) -> rundir.RunDirectory:
-    now = datetime.now().astimezone()
-    if arguments.resume is not None:
-        directory = rundir.existing(arguments.resume)
-        checkpoint.latest(directory)
-    else:
-        path = arguments.run_dir or rundir.new_path(arguments.run.env_id, arguments.run.seed, now)
-        directory = rundir.create(path)
-    origin = provenance.describe([*_PROG.split(), *argv], now)
-    rundir.write_text(directory.config, configfiles.dump(arguments.run, origin))
-    return directory
+def _new_path(config: RunConfig) -> Path:
+    return rundir.new_path(config.env_id, config.seed, datetime.now().astimezone())
+
+
+def _open(directory: rundir.RunDirectory, arguments: Arguments, argv: Sequence[str]) -> None:
+    before = configfiles.provenance(directory.config) if arguments.resume else []
+    if not arguments.resume:
+        rundir.create(directory.path)
+    origin = provenance.describe([*_PROG.split(), *argv], datetime.now().astimezone())
+    rundir.write_text(directory.config, configfiles.dump(arguments.run, [*before, origin]))
 
 
 def _title(config: RunConfig) -> str:
