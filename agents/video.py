@@ -11,7 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents.errors import UsageError
 from agents.evaluation import Evaluation, Predictor, seeded
@@ -66,8 +66,14 @@ def frame_rate(env: VecEnv) -> float:
     Returns:
         Pictures per second, 30 if it does not say.
     """
-    metadata: dict[str, Any] = getattr(env, "metadata", None) or {}
-    return float(metadata.get("render_fps") or 30)
+    layer: VecEnv | None = env
+    while layer is not None:
+        # Wrappers have metadata of their own, which knows nothing of the speed.
+        rate = (getattr(layer, "metadata", None) or {}).get("render_fps")
+        if rate:
+            return float(rate)
+        layer = layer.venv if isinstance(layer, VecEnvWrapper) else None
+    return 30.0
 
 
 _H264: dict[str, Any] = {
