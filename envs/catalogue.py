@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 
 import gymnasium as gym
@@ -80,12 +81,17 @@ def require(module: str, extra: str) -> None:
         extra: The extra that installs it.
 
     Raises:
-        WorldError: If it is not installed.
+        WorldError: If it is not installed, or fails to load.
     """
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise WorldError(f"package {module!r} is missing ({error}); pip install 'acktr[{extra}]'") from error
+    except (ImportError, AttributeError, RuntimeError) as error:
+        # MuJoCo loads its renderer with itself, and fails in one of these ways if that cannot be.
+        renderer = os.environ.get("MUJOCO_GL")
+        hint = f"; MUJOCO_GL is {renderer!r}, try 'egl', 'osmesa' or 'glfw'" if renderer and module == "mujoco" else ""
+        raise WorldError(f"package {module!r} does not load: {error}{hint}") from error
 
 
 def _refuse_legacy_atari(name: str) -> None:

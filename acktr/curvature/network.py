@@ -135,12 +135,14 @@ class BlockDiagonal:
             block.rescale(statistics)
 
     def _pull_back(self, record: Pass, seed: Outputs) -> Tensors:
-        wanted = {layer.name: record.edges.get(layer.name) for layer in self.layers}
-        for name, edge in wanted.items():
-            if edge is None:
-                raise RuntimeError(f"layer '{name}' was not called in the recorded pass; freeze it or leave it out")
+        for layer in self.layers:
+            if layer.name not in record.edges:
+                raise RuntimeError(
+                    f"layer '{layer.name}' was not called in the recorded pass; freeze it or leave it out"
+                )
+        wanted = {layer.name: record.edges[layer.name] for layer in self.layers}
         live = [(o, s) for o, s in zip(record.live_outputs, seed, strict=True) if o.requires_grad]
-        sources = [*wanted.values(), *self._free.values()]
+        sources: Any = [*wanted.values(), *self._free.values()]
         grads = torch.autograd.grad(
             [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
         )
@@ -257,9 +259,7 @@ def _layer_members(
     return members
 
 
-def _parameter_member(
-    name: str, parameter: nn.Parameter, rule: BlockRule | None, factory: CurvatureFactory
-) -> Member:
+def _parameter_member(name: str, parameter: nn.Parameter, rule: BlockRule | None, factory: CurvatureFactory) -> Member:
     shape = (1, parameter.numel())
     if rule is not None:
         return Member(name, rule(shape), (name,), None)
