@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,8 +10,9 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from acktr.sb3.settings import ActorSettings, CriticSettings
 from agents import build, configfiles
-from agents.config import RunConfig
+from agents.config import ActorConfig, CriticConfig, RunConfig
 from agents.errors import UsageError
 from agents.networks import NatureCNN
 from agents.schedules import schedule
@@ -50,11 +51,11 @@ def with_actor(**values: Any) -> RunConfig:
 
 def test_settings_reach_acktr() -> None:
     run = with_actor(
-        radius=0.5, curvature="kfac", ema=0.5, fisher="exact", metric="block", combination="none", examples=7
+        radius=0.5, curvature="kfac", ema=0.5, fisher="exact", metric="block", combination="none", curvature_examples=7
     )
     agent: Any = build.make_agent(run, still(VECTOR))
     actor = agent.actor
-    assert (actor.radius, actor.examples, actor.combination) == (0.5, 7, None)
+    assert (actor.radius, actor.curvature_examples, actor.combination) == (0.5, 7, None)
     assert type(actor.curvature).__name__ == "KFAC"
     assert actor.curvature.ema == pytest.approx(0.5)
     assert type(actor.fisher).__name__ == "ExactFisher"
@@ -62,6 +63,12 @@ def test_settings_reach_acktr() -> None:
     assert agent.gamma == run.acktr.gamma
     momentum = build.make_agent(with_actor(combination="layers-and-momentum"), still(VECTOR))
     assert momentum.actor.combination.previous_step  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
+def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
+    configured = {f.name for f in fields(ours)}
+    assert {f.name for f in fields(theirs)} == configured - {"ema", "radius_decay"}
 
 
 def test_decays_reach_acktr() -> None:
