@@ -46,7 +46,7 @@ def test_the_operator_contract(factory, positions, oracle):
 def test_the_contract_of_blocks_without_a_layer(block):
     if isinstance(block, ParameterBlock):
         for _ in range(3):
-            block.update_from_sum(torch.randn(1, 5), 4)
+            block.update_from_sums(torch.randn(2, 5), 4)
     V = torch.randn(1, 5)
     X = block.solve(V, 0.1)
     assert torch.allclose(block.multiply(X) + 0.1 * X, V, atol=ROUNDING)
