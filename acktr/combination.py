@@ -71,7 +71,8 @@ def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
     scale = system.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0)
     scaled = inverse[:, None] * system * inverse + ridge * torch.eye(len(right), dtype=system.dtype)
-    return inverse * torch.linalg.solve(scaled, inverse * right)
+    solution: Tensor = torch.linalg.solve(scaled, inverse * right)
+    return inverse * solution
 
 
 def _dot(left: Tensors, right: Tensors) -> Tensor:

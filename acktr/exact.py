@@ -54,9 +54,9 @@ class Linearisation:
             return (out,) if isinstance(out, Tensor) else tuple(out)
 
         with torch.no_grad():
-            primal_outputs, tangents = jvp(outputs, (primal,), (step,))
-        self._outputs = cast(Outputs, primal_outputs)
-        return cast(Outputs, tangents)
+            primal_outputs, tangents = cast(tuple[Outputs, Outputs], jvp(outputs, (primal,), (step,)))
+        self._outputs = primal_outputs
+        return tangents
 
     def gram(self, tangents: Sequence[Outputs]) -> Tensor:
         """The matrix of tᵢᵀ F_out tⱼ averaged over examples.

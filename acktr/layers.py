@@ -71,7 +71,7 @@ class Layer:
             One tensor per trained parameter.
         """
         widths = [p[0].numel() for p in self.parameters]
-        pieces = matrix.split(widths, dim=1)
+        pieces = torch.split(matrix, widths, dim=1)
         return tuple(piece.reshape(p.shape) for piece, p in zip(pieces, self.parameters, strict=True))
 
     def inputs(self, activations: Tensor) -> Tensor:

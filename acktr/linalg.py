@@ -32,7 +32,7 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for rung in (symmetric, symmetric.double(), symmetric.double().cpu()):
         try:
             values, vectors = torch.linalg.eigh(rung)
-        except torch.linalg.LinAlgError:
+        except RuntimeError:
             continue
         if torch.isfinite(values).all() and torch.isfinite(vectors).all():
             return values.clamp_min(0).to(matrix), vectors.to(matrix)

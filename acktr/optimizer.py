@@ -1,12 +1,12 @@
 """The natural-gradient optimizer: which way from the curvature, how far from the trust region.
 
-    optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=1e-3)
-    with optimizer.recording():
-        logits = network(inputs)
-    optimizer.update_curvature()
-    optimizer.zero_grad()
-    F.cross_entropy(logits, classes).backward()
-    optimizer.step()
+optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=1e-3)
+with optimizer.recording():
+logits = network(inputs)
+optimizer.update_curvature()
+optimizer.zero_grad()
+F.cross_entropy(logits, classes).backward()
+optimizer.step()
 """
 
 from __future__ import annotations

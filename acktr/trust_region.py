@@ -1,12 +1,13 @@
 """How far to step: the largest factor that keeps the Fisher-approximated KL within a radius.
 
-KL(old ‖ new) ≈ ½ η² Δᵀ F Δ ≤ δ gives η = min(η_max, √(2δ / Δᵀ F Δ)) (ACKTR, Wu et al. 2017, section 3.2). Two deviations
-from the published code, which has √(δ / Δᵀ(F + λ)Δ): the factor 2 of the KL's expansion, and no damping in the form,
-because damping is no distance.
+KL(old ‖ new) ≈ ½ η² Δᵀ F Δ ≤ δ gives η = min(η_max, √(2δ / Δᵀ F Δ)) (ACKTR, Wu et al. 2017, section 3.2).
+Two deviations from the published code, which has √(δ / Δᵀ(F + λ)Δ): the factor 2 of the KL's expansion, and no damping
+in the form, because damping is no distance.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ def trust_region_scale(quadratic: Tensor, radius: float, max_scale: float) -> fl
     value = float(quadratic)
     if not torch.isfinite(quadratic):
         return 0.0
-    return max_scale if value <= 0 else min(max_scale, (2 * radius / value) ** 0.5)
+    return max_scale if value <= 0 else min(max_scale, math.sqrt(2 * radius / value))
 
 
 def corrected_scale(scale: float, measured: float, radius: float, max_scale: float) -> float:
@@ -57,5 +58,5 @@ def corrected_scale(scale: float, measured: float, radius: float, max_scale: flo
     """
     if not measured < float("inf"):
         return scale / 10
-    ratio = (radius / max(measured, 1e-300)) ** 0.5
+    ratio = math.sqrt(radius / max(measured, 1e-300))
     return min(max_scale, scale * min(10.0, max(0.1, ratio)))

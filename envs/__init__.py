@@ -1,1 +1,10 @@
-"""."""
+"""Worlds: Atari, MuJoCo, any other gymnasium environment, and toys whose optimum is known."""
+
+from envs.atari import AtariVecEnv
+from envs.errors import WorldError
+from envs.guard import FiniteGuard
+from envs.make import make
+from envs.options import AtariOptions, EnvOptions
+from envs.toy import register_toys
+
+__all__ = ["AtariOptions", "AtariVecEnv", "EnvOptions", "FiniteGuard", "WorldError", "make", "register_toys"]

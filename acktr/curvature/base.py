@@ -58,8 +58,12 @@ class Statistics:
         """
         if self.inputs.shape[1] == 1:
             a = self.inputs[:, 0] if input_basis is None else self.inputs[:, 0] @ input_basis
-            g = self.output_grads.flatten(0, 2) if output_basis is None else self.output_grads.flatten(0, 2) @ output_basis
-            g_squares = g.square().unflatten(0, (-1, self.examples)).sum(0)
+            g = (
+                self.output_grads.flatten(0, 2)
+                if output_basis is None
+                else self.output_grads.flatten(0, 2) @ output_basis
+            )
+            g_squares = g.square().reshape(-1, self.examples, g.shape[-1]).sum(0)
             return g_squares.mT @ a.square() / self.examples
         return self._squares_of_sums(output_basis, input_basis)
 
@@ -68,7 +72,7 @@ class Statistics:
         # Per-example gradients of a wide layer do not fit in memory at once.
         chunk = max(1, 2**22 // total.numel())
         for grads in self.output_grads:
-            for g, a in zip(grads.split(chunk), self.inputs.split(chunk), strict=True):
+            for g, a in zip(torch.split(grads, chunk), torch.split(self.inputs, chunk), strict=True):
                 gradients = g.mT @ a
                 if output_basis is not None:
                     gradients = output_basis.mT @ gradients
@@ -160,7 +164,7 @@ class Block(ABC):
             Shape [o · i, o · i].
         """
         o, i = self.shape
-        units = torch.eye(o * i, **self._like).unflatten(1, (o, i))
+        units = torch.eye(o * i, **self._like).reshape(-1, o, i)
         return torch.stack([self.multiply(unit).flatten() for unit in units], dim=1)
 
     @property

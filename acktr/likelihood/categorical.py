@@ -28,7 +28,7 @@ class Categorical:
         return (torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1),)
 
     def scores(self, outputs: Outputs, targets: Outputs) -> Outputs:
-        """p − onehot(class).
+        """P − onehot(class).
 
         Args:
             outputs: (logits [N, C],).

@@ -148,7 +148,6 @@ class ACKTR(OnPolicyAlgorithm):
             combination=settings.combination,
             metric=settings.metric,
             corrections=settings.corrections,
-            examples=settings.examples if isinstance(settings, ActorSettings) else None,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
         )
@@ -192,9 +191,7 @@ class ACKTR(OnPolicyAlgorithm):
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
         network = cast(CriticNetwork, self._critic_network)
-        return critic_steps(
-            network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator
-        )
+        return critic_steps(network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator)
 
     def _train_jointly(self, rollout: Rollout) -> StepLog:
         state = self.update_state
@@ -249,9 +246,7 @@ class ACKTR(OnPolicyAlgorithm):
         Returns:
             The agent.
         """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Exchange the environment; statistics loaded with the agent go into its `VecNormalize`.

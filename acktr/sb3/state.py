@@ -84,7 +84,8 @@ def restore_normaliser(normaliser: VecNormalize, state: dict[str, Any]) -> None:
     """
     for key, moments in state["observations"].items():
         if normaliser.norm_obs:
-            _restore(normaliser.obs_rms[key] if key else normaliser.obs_rms, moments)
+            statistics = normaliser.obs_rms
+            _restore(statistics[key] if isinstance(statistics, dict) else statistics, moments)
     _restore(normaliser.ret_rms, state["returns"])
     if len(state["running_returns"]) == normaliser.num_envs:
         normaliser.returns = state["running_returns"].cpu().numpy().copy()

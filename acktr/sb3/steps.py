@@ -67,9 +67,7 @@ def actor_steps(
     likelihood: PolicyLikelihood = optimizer.likelihood  # type: ignore[assignment]
     behaviour = _outputs(actor, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
-        with optimizer.recording():
-            outputs = actor(batch.observations)
-        optimizer.update_curvature((batch.actions,))
+        outputs = _observe(actor, optimizer, batch, settings.curvature_examples, generator)
         loss = policy_loss(likelihood, outputs, batch, settings.clip_range, ent_coef)
         log.add(_descend(optimizer, loss), loss)
         if behaviour is not None and _too_far(likelihood, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
@@ -142,9 +140,7 @@ def joint_steps(
     ent_coef, _ = coefficients
     behaviour = _outputs(network, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
-        with optimizer.recording():
-            outputs = network(batch.observations)
-        optimizer.update_curvature((batch.actions, batch.returns))
+        outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
         policy = policy_loss(joint.policy, outputs[:-1], batch, settings.clip_range, ent_coef)
         value = 0.5 * (outputs[-1] - batch.returns).square().mean() / joint.value.variance
         log.add(_descend(optimizer, policy + value), policy + value)
@@ -164,6 +160,23 @@ def value_likelihood(residual: float, vf_coef: float) -> ScalarGaussian:
         The value's part of the joint likelihood.
     """
     return ScalarGaussian(max(residual, 1e-8) / vf_coef)
+
+
+def _observe(
+    network: nn.Module, optimizer: NaturalGradient, batch: Rollout, examples: int | None, generator: Generator
+) -> Outputs:
+    """The batch's outputs, and the curvature brought up to date on the batch or on a random part of it."""
+    whole = examples is None or examples >= len(batch)
+    part = batch if whole else batch.rows(_draw(len(batch), examples, generator, batch.returns.device))
+    with optimizer.recording():
+        outputs: Outputs = network(part.observations)
+    targets = (part.actions, part.returns) if isinstance(optimizer.likelihood, Joint) else (part.actions,)
+    optimizer.update_curvature(targets)
+    return outputs if whole else network(batch.observations)
+
+
+def _draw(size: int, count: int | None, generator: Generator, device: torch.device) -> Tensor:
+    return torch.randperm(size, generator=generator)[:count].to(device)
 
 
 def _descend(optimizer: NaturalGradient, loss: Tensor) -> StepReport:

@@ -1,0 +1,347 @@
+"""Everything that defines a training run, as typed frozen dataclasses.
+
+The fields have no defaults: values live in ``configs/`` alone, where ``default.yaml`` holds one for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from agents.errors import UsageError
+from agents.schema import leaves, value_at
+from envs import EnvOptions
+
+Decay = Literal["constant", "linear"]
+"""How a value develops: as it is, or falling linearly to 0 at the end of training."""
+
+Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal"]
+"""Which approximation of a layer's curvature."""
+
+Fisher = Literal["sampled", "exact", "empirical"]
+"""Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
+
+Combination = Literal["layers", "layers-and-momentum", "none"]
+"""One coefficient per layer, one more for the previous step, or all of them 1."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The training environments."""
+
+    n_envs: int
+    """Environments that run side by side."""
+    options: EnvOptions
+    """How they are built."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The networks."""
+
+    kind: Literal["auto", "mlp", "cnn", "multi-input"]
+    """Network for the observations; auto looks at their space."""
+    pi: tuple[int, ...]
+    """Widths of the policy's hidden layers."""
+    vf: tuple[int, ...]
+    """Widths of the value function's hidden layers."""
+    activation: Literal["tanh", "relu", "elu", "silu"]
+    """Nonlinearity of the hidden layers."""
+    log_std_init: float
+    """Logarithm of the first standard deviation of continuous actions."""
+    ortho_init: bool
+    """Orthogonal first weights."""
+    last_conv_channels: int
+    """Channels of the last convolution of the image network (ACKTR's paper: 32, DQN's: 64)."""
+
+
+@dataclass(frozen=True)
+class NormalisationConfig:
+    """Running normalisation of what the learner sees; recorded scores stay raw."""
+
+    observations: bool
+    """Centre and scale vector observations (images and discrete observations are left alone)."""
+    rewards: bool
+    """Divide rewards by the running standard deviation of the discounted return."""
+    clip_observations: float
+    """Largest absolute value of a normalised observation."""
+    clip_rewards: float
+    """Largest absolute value of a normalised reward."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Test episodes with the deterministic policy."""
+
+    episodes: int
+    """Episodes per evaluation."""
+    period: int
+    """Environment steps between two evaluations; 0 evaluates only at the end."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Snapshots to go on from."""
+
+    period: int
+    """Environment steps between two checkpoints; 0 writes only the last."""
+    keep: int
+    """Newest checkpoints that stay on disk."""
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The policy's natural-gradient steps."""
+
+    curvature: Curvature
+    """The Fisher approximation that gives each layer its direction."""
+    ema: float
+    """Share of the old statistics kept at each update of the curvature."""
+    fisher: Fisher
+    """Which output gradients feed the curvature."""
+    radius: float
+    """Largest KL of one step, in nats."""
+    radius_decay: Decay
+    """How the radius develops."""
+    damping: float
+    """Added to the curvature's eigenvalues."""
+    momentum: float
+    """Share of the previous step carried into the next direction."""
+    combination: Combination
+    """Which coefficients of the step are solved from the exact Fisher."""
+    metric: Literal["exact", "block"]
+    """The quadratic form that predicts the KL: the exact Fisher or the layers' blocks."""
+    corrections: int
+    """Forward passes that may rescale a step until its measured KL meets the radius."""
+    examples: int | None
+    """Examples of a batch on which exact forms and KLs are evaluated; None takes all."""
+    refresh_period: int
+    """Updates between two refreshes of the bases."""
+    cold_start: int
+    """First updates that take a short plain gradient step while statistics gather."""
+    n_epochs: int
+    """Passes over each rollout."""
+    n_minibatches: int
+    """Steps per pass."""
+    clip_range: float
+    """Clip of the importance ratio, which matters after a rollout's first step."""
+    max_rollout_kl: float | None
+    """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value function's Gauss-Newton steps."""
+
+    curvature: Curvature
+    """The Gauss-Newton approximation that gives each layer its direction."""
+    ema: float
+    """Share of the old statistics kept at each update of the curvature."""
+    fisher: Fisher
+    """Which output gradients feed the curvature."""
+    radius: float
+    """Largest mean squared change of the value in one step, as a share of the residual variance."""
+    radius_decay: Decay
+    """How the radius develops."""
+    damping: float
+    """Added to the curvature's eigenvalues."""
+    momentum: float
+    """Share of the previous step carried into the next direction."""
+    combination: Combination
+    """Which coefficients of the step are solved from the exact Gauss-Newton matrix."""
+    metric: Literal["exact", "block"]
+    """The quadratic form that predicts the change: the exact matrix or the layers' blocks."""
+    corrections: int
+    """Forward passes that may rescale a step until its measured change meets the radius."""
+    refresh_period: int
+    """Updates between two refreshes of the bases."""
+    n_epochs: int
+    """Passes over each rollout."""
+    n_minibatches: int
+    """Steps per pass."""
+
+
+@dataclass(frozen=True)
+class AcktrConfig:
+    """ACKTR: natural-gradient steps inside a trust region."""
+
+    learning_rate: float
+    """Largest factor on a natural-gradient step."""
+    learning_rate_decay: Decay
+    """How that factor develops."""
+    n_steps: int
+    """Steps of each environment per rollout."""
+    gamma: float
+    """Discount."""
+    gae_lambda: float
+    """Decay of generalised advantage estimation."""
+    ent_coef: float
+    """Weight of the entropy bonus."""
+    vf_coef: float
+    """Weight of the value loss on shared layers."""
+    normalize_advantage: bool
+    """Standardise the advantages of a rollout."""
+    actor: ActorConfig
+    """The policy's steps."""
+    critic: CriticConfig
+    """The value function's steps."""
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """PPO of Stable-Baselines3."""
+
+    learning_rate: float
+    """Adam's step size."""
+    learning_rate_decay: Decay
+    """How the step size develops."""
+    n_steps: int
+    """Steps of each environment per rollout."""
+    n_minibatches: int
+    """Parts of a rollout, one Adam step each."""
+    n_epochs: int
+    """Passes over each rollout."""
+    gamma: float
+    """Discount."""
+    gae_lambda: float
+    """Decay of generalised advantage estimation."""
+    clip_range: float
+    """Clip of the importance ratio."""
+    ent_coef: float
+    """Weight of the entropy bonus."""
+    vf_coef: float
+    """Weight of the value loss."""
+    max_grad_norm: float
+    """Longest gradient before it is clipped."""
+    normalize_advantage: bool
+    """Standardise the advantages of a minibatch."""
+
+
+@dataclass(frozen=True)
+class A2cConfig:
+    """A2C of Stable-Baselines3."""
+
+    learning_rate: float
+    """RMSprop's step size."""
+    learning_rate_decay: Decay
+    """How the step size develops."""
+    n_steps: int
+    """Steps of each environment per rollout."""
+    gamma: float
+    """Discount."""
+    gae_lambda: float
+    """Decay of generalised advantage estimation."""
+    ent_coef: float
+    """Weight of the entropy bonus."""
+    vf_coef: float
+    """Weight of the value loss."""
+    max_grad_norm: float
+    """Longest gradient before it is clipped."""
+    normalize_advantage: bool
+    """Standardise the advantages of a rollout."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole training run."""
+
+    env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
+    """Environment to learn, for example HalfCheetah-v5 or ALE/Pong-v5."""
+    algorithm: Literal["acktr", "ppo", "a2c"]
+    """Who learns."""
+    name: str
+    """Label of the run in plots; empty takes the algorithm's name."""
+    total_timesteps: int
+    """Environment steps to train for, summed over the environments."""
+    seed: int
+    """Seed of the networks, the actions and the environments."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the networks live; auto takes a GPU for images and the CPU for vectors."""
+    torch_threads: int
+    """Threads of PyTorch on the CPU; 0 leaves the choice to PyTorch. Small networks want 1."""
+    env: EnvConfig
+    """The training environments."""
+    policy: PolicyConfig
+    """The networks."""
+    normalisation: NormalisationConfig
+    """Running normalisation."""
+    evaluation: EvaluationConfig
+    """Test episodes."""
+    checkpoint: CheckpointConfig
+    """Snapshots."""
+    acktr: AcktrConfig
+    """Settings of ACKTR."""
+    ppo: PpoConfig
+    """Settings of PPO."""
+    a2c: A2cConfig
+    """Settings of A2C."""
+
+    @property
+    def learner(self) -> AcktrConfig | PpoConfig | A2cConfig:
+        """The settings of the algorithm that was chosen."""
+        match self.algorithm:
+            case "acktr":
+                return self.acktr
+            case "ppo":
+                return self.ppo
+            case "a2c":
+                return self.a2c
+
+    @property
+    def label(self) -> str:
+        """The name that plots group runs by."""
+        return self.name or self.algorithm
+
+
+def check(config: RunConfig) -> None:
+    """Hold every number against its range.
+
+    Args:
+        config: The configuration to check.
+
+    Raises:
+        UsageError: If the environment is not named or a number is out of its range.
+    """
+    if not config.env_id:
+        raise UsageError("no environment was named; give its id, for example HalfCheetah-v5")
+    for name in leaves(RunConfig):
+        value = value_at(config, name)
+        if name.startswith("env.options.") or value is None or isinstance(value, (str, bool)):
+            continue
+        _check_value(name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    # Ranges go by the last part of the name: a field means the same wherever it stands.
+    last = name.rsplit(".", 1)[-1]
+    allowed, text = _RANGES.get(last, _POSITIVE)
+    for number in value if isinstance(value, tuple) else (value,):
+        if math.isnan(number) or not allowed(number):
+            raise UsageError(f"{name} must be {text}, got {number}")
+
+
+_Range = tuple[Callable[[float], bool], str]
+_POSITIVE: _Range = (lambda x: 0 < x < math.inf, "positive")
+_NON_NEGATIVE: _Range = (lambda x: 0 <= x < math.inf, "at least 0")
+_FINITE: _Range = (math.isfinite, "finite")
+_SHARE: _Range = (lambda x: 0 <= x <= 1, "between 0 and 1")
+_SHARE_BELOW_1: _Range = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_RANGES: dict[str, _Range] = {
+    "seed": (lambda x: 0 <= x < 2**31, "between 0 and 2147483647"),
+    "torch_threads": _NON_NEGATIVE,
+    "log_std_init": _FINITE,
+    "period": _NON_NEGATIVE,
+    "ema": _SHARE_BELOW_1,
+    # Infinite damping is a meaning of its own: a plain gradient step.
+    "damping": (lambda x: x > 0, "positive"),
+    "momentum": _SHARE_BELOW_1,
+    "corrections": _NON_NEGATIVE,
+    "cold_start": _NON_NEGATIVE,
+    "gamma": _SHARE,
+    "gae_lambda": _SHARE,
+    "ent_coef": _NON_NEGATIVE,
+}

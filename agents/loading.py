@@ -1,0 +1,137 @@
+"""A trained agent from its run directory, for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+import envs
+from agents import build, checkpoint, configfiles, rundir
+from agents.config import RunConfig, check
+from agents.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run that was read back."""
+
+    directory: rundir.RunDirectory
+    """Where it lies."""
+    config: RunConfig
+    """Its configuration."""
+    agent: OnPolicyAlgorithm
+    """The trained agent."""
+    env: VecEnv
+    """Environments to show it in, normalised with the training's statistics."""
+    timesteps: int
+    """Environment steps it has been trained for."""
+
+
+def load_config(path: Path) -> tuple[rundir.RunDirectory, RunConfig]:
+    """Read a run's configuration.
+
+    Args:
+        path: The run directory.
+
+    Returns:
+        The directory and its configuration.
+    """
+    directory = rundir.existing(path)
+    config = configfiles.load(directory.config)
+    check(config)
+    return directory, config
+
+
+def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv]) -> LoadedRun:
+    """Rebuild a trained agent, on the CPU.
+
+    The agent is built anew from ``config.yaml``, and only tensors are read from the checkpoint.
+
+    Args:
+        path: The run directory.
+        make_env: Makes the raw environments from the configuration.
+
+    Returns:
+        The run.
+    """
+    directory, stored = load_config(path)
+    # One minibatch fits any number of environments, and nothing is learnt here.
+    config = replace(stored, device="cpu", ppo=replace(stored.ppo, n_minibatches=1))
+    state = newest(directory)
+    set_threads(config)
+    env = build.frozen(make_env(config), config)
+    try:
+        agent = build.make_agent(config, env)
+        checkpoint.restore_policy(agent, state)
+    except BaseException:
+        env.close()
+        raise
+    return LoadedRun(directory, config, agent, env, state.timesteps)
+
+
+def evaluation_envs(episodes: int, seed: int) -> Callable[[RunConfig], VecEnv]:
+    """Say how to make environments for an evaluation.
+
+    Args:
+        episodes: How many episodes will be played.
+        seed: Seed of the environments.
+
+    Returns:
+        A function from a configuration to environments.
+    """
+
+    def make(config: RunConfig) -> VecEnv:
+        count = min(episodes, config.env.n_envs)
+        return envs.make(config.env_id, count, seed=seed, options=config.env.options.for_evaluation())
+
+    return make
+
+
+def video_env(seed: int) -> Callable[[RunConfig], VecEnv]:
+    """Say how to make an environment for a video.
+
+    Args:
+        seed: Seed of the environment.
+
+    Returns:
+        A function from a configuration to a single environment that renders.
+    """
+
+    def make(config: RunConfig) -> VecEnv:
+        return envs.make(config.env_id, 1, seed=seed, options=config.env.options.for_evaluation("rgb_array"))
+
+    return make
+
+
+def newest(directory: rundir.RunDirectory) -> checkpoint.Checkpoint:
+    """Read the best trained state of a run: its final agent, or a newer checkpoint if it went on after that.
+
+    Args:
+        directory: The run.
+
+    Returns:
+        The state.
+
+    Raises:
+        UsageError: If the run holds none.
+    """
+    found = checkpoint.listing(directory)
+    states = [checkpoint.load(path) for path in ([directory.final] if directory.final.exists() else []) + found[-1:]]
+    if not states:
+        raise UsageError(f"{directory.path} holds no trained agent yet; train it to its first checkpoint")
+    return max(states, key=lambda state: state.timesteps)
+
+
+def set_threads(config: RunConfig) -> None:
+    """Set PyTorch's threads; small matrix products on many threads are far slower than on one.
+
+    Args:
+        config: The run.
+    """
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)

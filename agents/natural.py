@@ -1,0 +1,99 @@
+"""ACKTR from its configuration: names become the engine's types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
+from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
+from acktr.sb3 import ACKTR
+from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
+from agents.config import AcktrConfig, ActorConfig, CriticConfig
+from agents.schedules import schedule
+
+
+def make_acktr(config: AcktrConfig, common: dict[str, Any]) -> ACKTR:
+    """Make the agent.
+
+    Args:
+        config: The algorithm's settings.
+        common: Arguments that it shares with the peers, by name.
+
+    Returns:
+        The untrained agent.
+    """
+    return ACKTR(actor=actor_settings(config.actor), critic=critic_settings(config.critic), **common)
+
+
+def actor_settings(config: ActorConfig) -> ActorSettings:
+    """Translate the policy's steps.
+
+    Args:
+        config: Names and numbers.
+
+    Returns:
+        The library's settings.
+    """
+    return ActorSettings(
+        curvature=_curvature(config),
+        fisher=_FISHERS[config.fisher](),
+        radius=schedule(config.radius, config.radius_decay),
+        damping=config.damping,
+        momentum=config.momentum,
+        combination=_combination(config),
+        metric=_METRICS[config.metric](),
+        corrections=config.corrections,
+        examples=config.examples,
+        refresh_period=config.refresh_period,
+        cold_start=config.cold_start,
+        n_epochs=config.n_epochs,
+        n_minibatches=config.n_minibatches,
+        clip_range=config.clip_range,
+        max_rollout_kl=config.max_rollout_kl,
+    )
+
+
+def critic_settings(config: CriticConfig) -> CriticSettings:
+    """Translate the value function's steps.
+
+    Args:
+        config: Names and numbers.
+
+    Returns:
+        The library's settings.
+    """
+    return CriticSettings(
+        curvature=_curvature(config),
+        fisher=_FISHERS[config.fisher](),
+        radius=schedule(config.radius, config.radius_decay),
+        damping=config.damping,
+        momentum=config.momentum,
+        combination=_combination(config),
+        metric=_METRICS[config.metric](),
+        corrections=config.corrections,
+        refresh_period=config.refresh_period,
+        n_epochs=config.n_epochs,
+        n_minibatches=config.n_minibatches,
+    )
+
+
+_CURVATURES: dict[str, Any] = {"ekfac": EKFAC, "kfac": KFAC, "factored-kfac": FactoredKFAC, "diagonal": Diagonal}
+_FISHERS: dict[str, type[FisherSeeds]] = {
+    "sampled": SampledFisher,
+    "exact": ExactFisher,
+    "empirical": EmpiricalFisher,
+}
+_METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
+
+
+def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
+    factory: CurvatureFactory = _CURVATURES[config.curvature](ema=config.ema)
+    return factory
+
+
+def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
+    if config.combination == "none":
+        return None
+    return LayerCombination(previous_step=config.combination == "layers-and-momentum")

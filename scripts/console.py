@@ -1,0 +1,107 @@
+"""What the doors share: command lines, messages, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any, TypeVar
+
+import tyro
+
+from agents.errors import UsageError
+from agents.schema import leaves, nearest
+from envs import WorldError
+
+T = TypeVar("T")
+_cli: Any = tyro.cli  # its overloads tie the result to the default, which is None here where there is none
+
+DONE, OUR_FAILURE, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def parse(arguments: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, about: str) -> T:
+    """Parse a command line.
+
+    Args:
+        arguments: A dataclass, one option per field.
+        argv: The command line without the program's name.
+        default: Values of the options that are not given; None takes the dataclass's own.
+        prog: The program as the user spells it, for the help.
+        about: One line on what it does, for the help.
+
+    Returns:
+        The options.
+
+    Raises:
+        UsageError: If the command line is wrong.
+        SystemExit: With status 0, after the help was asked for and printed.
+    """
+    complaint = io.StringIO()
+    texts = {"prog": prog, "description": about, "config": (tyro.conf.FlagConversionOff,)}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed: T = _cli(arguments, args=list(argv), default=default, **texts)
+            return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    unknown = _unknown_option(argv, [f"--{name.replace('_', '-')}" for name in _options(arguments)])
+    raise UsageError(unknown or f"{_one_line(complaint.getvalue())}; see --help")
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+    """Run a program and turn what stops it into an exit status.
+
+    Args:
+        main: The program, from its arguments to an exit status.
+        argv: Its arguments; None takes the process's.
+
+    Returns:
+        0 done, 2 the user's mistake (told in one line on stderr), 130 interrupted. Failures of ours pass
+        as exceptions, with their traceback and status 1.
+    """
+    try:
+        return main(sys.argv[1:] if argv is None else argv)
+    except (UsageError, WorldError) as mistake:
+        say(f"error: {' '.join(str(mistake).split())}")
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left (`… | head`); flushing at the exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUR_FAILURE
+
+
+def say(line: str) -> None:
+    """Print to stderr.
+
+    Args:
+        line: What to say.
+    """
+    print(line, file=sys.stderr, flush=True)
+
+
+def _options(arguments: type) -> list[str]:
+    # The fields of ``run`` stand at the top level.
+    return [name.removeprefix("run.") for name in leaves(arguments)] + ["help"]
+
+
+def _unknown_option(argv: Sequence[str], known: list[str]) -> str | None:
+    for token in argv:
+        name = token.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            plain = [other.removeprefix("--") for other in known]
+            return f"unknown option {name}; did you mean --{nearest(name.removeprefix('--'), plain)}?"
+    return None
+
+
+def _one_line(box: str) -> str:
+    # tyro draws a frame around its complaints.
+    inside = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message = list(takewhile(lambda line: not line.startswith("─"), inside))
+    return " ".join(line for line in message if line).rstrip(".") or "the command line is wrong"

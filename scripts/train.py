@@ -1,0 +1,143 @@
+"""Train an agent: ``python -m scripts.train HalfCheetah-v5``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from agents import callbacks, checkpoint, configfiles, interruption, loading, provenance, rundir, training
+from agents.config import RunConfig, check
+from agents.errors import UsageError
+from scripts import console
+
+_PROG = "python -m scripts.train"
+_FREE_ON_RESUME = ("total_timesteps", "device", "torch_threads", "name", "evaluation", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the program."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """What to run."""
+    config: Path | None = None
+    """Configuration file; by default the one that configs/index.yaml names for the environment."""
+    run_dir: Path | None = None
+    """Where to put the run; by default runs/ENV_ID/TIME-sSEED."""
+    resume: Path | None = None
+    """Run directory to go on with, from its newest checkpoint."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Its arguments; None takes the process's.
+
+    Returns:
+        The exit status.
+    """
+    return console.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments = _parse(argv)
+    check(arguments.run)
+    start = checkpoint.latest(rundir.existing(arguments.resume)) if arguments.resume else None
+    path = arguments.resume or arguments.run_dir or _new_path(arguments.run)
+    directory = rundir.RunDirectory(path)
+
+    def open_directory() -> rundir.RunDirectory:
+        _open(directory, arguments, argv)
+        print(f"{_title(arguments.run)}: {path}", flush=True)
+        return directory
+
+    with interruption.signals() as stopper:
+        try:
+            result = training.train(arguments.run, open_directory, stopper, start)
+        except callbacks.Interrupted as stop:
+            console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(path))}")
+            return console.INTERRUPTED
+        except KeyboardInterrupt:
+            console.say(_stopped_hard(directory))
+            return console.INTERRUPTED
+    _report(arguments.run, directory, result)
+    return console.DONE
+
+
+def _parse(argv: Sequence[str]) -> Arguments:
+    # Twice: the first pass finds the file whose values are the defaults of the second.
+    about = "Train an agent. The defaults below are those of the environment's configuration file."
+    without_help = [token for token in argv if token not in {"-h", "--help"}]
+    default = Arguments(configfiles.load(configfiles.CONFIGS / "default.yaml"))
+    first = console.parse(Arguments, without_help, default=default, prog=_PROG, about=about)
+    base = replace(first, run=_base(first))
+    final = console.parse(Arguments, argv, default=base, prog=_PROG, about=about)
+    if final.resume is not None:
+        _check_resumed(base.run, final)
+    return final
+
+
+def _base(first: Arguments) -> RunConfig:
+    if first.resume is not None:
+        if first.config is not None or first.run_dir is not None:
+            raise UsageError(f"--resume {first.resume} goes on with that run; leave --config and --run-dir out")
+        return loading.load_config(first.resume)[1]
+    if first.config is not None:
+        return configfiles.load(first.config, first.run.env_id)
+    return configfiles.shipped(first.run.env_id)
+
+
+def _check_resumed(stored: RunConfig, final: Arguments) -> None:
+    for field in fields(RunConfig):
+        if field.name not in _FREE_ON_RESUME and getattr(stored, field.name) != getattr(final.run, field.name):
+            raise UsageError(f"{field.name} cannot change on --resume {final.resume}; start a new run instead")
+
+
+def _new_path(config: RunConfig) -> Path:
+    return rundir.new_path(config.env_id, config.seed, datetime.now().astimezone())
+
+
+def _open(directory: rundir.RunDirectory, arguments: Arguments, argv: Sequence[str]) -> None:
+    before = configfiles.provenance(directory.config) if arguments.resume else []
+    if not arguments.resume:
+        rundir.create(directory.path)
+    origin = provenance.describe([*_PROG.split(), *argv], datetime.now().astimezone())
+    rundir.write_text(directory.config, configfiles.dump(arguments.run, [*before, origin]))
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.label} on {config.env_id}, seed {config.seed}, {config.total_timesteps:,} steps"
+
+
+def _stopped_hard(directory: rundir.RunDirectory) -> str:
+    found = checkpoint.listing(directory)
+    if not found:
+        return f"interrupted before the first checkpoint; {directory.path} holds nothing to go on from"
+    return f"interrupted; go on from {found[-1].name} with: {_PROG} --resume {shlex.quote(str(directory.path))}"
+
+
+def _report(config: RunConfig, directory: rundir.RunDirectory, result: training.Result) -> None:
+    path = shlex.quote(str(directory.path))
+    scores = result.evaluation
+    trained = "none has ended" if result.training_return is None else f"{result.training_return:,.2f}"
+    print(f"""
+{_title(config)}: {result.timesteps:,} steps in {result.seconds:,.0f} s ({result.steps_per_second:,.0f} steps/s)
+training return, mean of the last {callbacks.LAST} episodes: {trained}
+evaluation: {scores.mean:,.2f} ± {scores.std:,.2f} over {len(scores.returns)} episodes
+
+run       {directory.path}
+watch     tensorboard --logdir {path}
+evaluate  python -m scripts.evaluate {path}
+record    python -m scripts.record {path}""")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
