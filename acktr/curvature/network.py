@@ -266,18 +266,17 @@ def _layer_members(
     return members
 
 
-        if not record.live_outputs:
-            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
-        for layer in self.layers:
-            if layer.name not in record.edges:
-                raise RuntimeError(
-                    f"layer '{layer.name}' was not called in the recorded pass; freeze it or leave it out"
-                )
-        wanted = {layer.name: record.edges[layer.name] for layer in self.layers}
-        live = [(o, s) for o, s in zip(record.live_outputs, seed, strict=True) if o.requires_grad]
-        sources: Any = [*wanted.values(), *self._free.values()]
-        if not sources:
-            return {}
+def _refuse_tied(name: str, mine: tuple[str, ...], members: Sequence[Member]) -> None:
+    for other in members:
+        shared = set(mine) & set(other.names)
+        if shared:
+            raise ValueError(
+                f"layers '{other.name}' and '{name}' share the parameter '{min(shared)}', whose Fisher is no block of "
+                "either: give each its own, or freeze it"
+            )
+
+
+def _parameter_member(name: str, parameter: nn.Parameter, rule: BlockRule | None, factory: CurvatureFactory) -> Member:
     shape = (1, parameter.numel())
     if rule is not None:
         return Member(name, rule(shape), (name,), None)
