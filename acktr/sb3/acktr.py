@@ -118,13 +118,11 @@ class ACKTR(OnPolicyAlgorithm):
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
-            supported_action_spaces=(spaces.Box, spaces.Discrete),
         )
 
     def _setup_model(self) -> None:
+        self._check_setup()
         super()._setup_model()
-        if self.policy.squash_output:
-            raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
@@ -140,6 +138,19 @@ class ACKTR(OnPolicyAlgorithm):
             self._critic_network = CriticNetwork(self.policy)
             self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
             self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
+
+    def _check_setup(self) -> None:
+        for space in (self.observation_space, *getattr(self.observation_space, "spaces", ())):
+            if isinstance(space, spaces.Tuple):
+                raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")
+        if not isinstance(self.action_space, (spaces.Box, spaces.Discrete)):
+            raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {self.action_space}; wrap the environment")
+        if self.policy_kwargs.get("squash_output"):
+            raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+        if self.normalize_advantage and self.n_steps * self.n_envs < 2:
+            raise ValueError(
+                "a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False"
+            )
 
     def _optimizer(
         self, network: Any, likelihood: Any, settings: ActorSettings | CriticSettings, observations: Any
