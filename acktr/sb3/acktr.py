@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.curvature.network import known_fisher
 from acktr.likelihood import Joint, ScalarGaussian
@@ -27,7 +28,7 @@ from acktr.sb3.networks import (
     reached_parameters,
     shares_trunk,
 )
-from acktr.sb3.rollout import Rollout, flatten_rollout
+from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
 from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps, value_likelihood
@@ -176,11 +177,34 @@ class ACKTR(OnPolicyAlgorithm):
             seed=self.seed or 0,
         )
 
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> bool:
+        """Fill the rollout buffer; SB3's own loop, with a plain word about observations that are not finite.
+
+        Args:
+            env: the agent's environment.
+            *args: SB3's: callback, buffer and steps.
+            **kwargs: the same by name.
+
+        Returns:
+            Whether the buffer is full; False if a callback stopped it.
+
+        Raises:
+            FloatingPointError: if an observation is NaN or infinite.
+            ValueError: torch's own, if parameters of the action distribution are.
+        """
+        try:
+            return super().collect_rollouts(env, *args, **kwargs)
+        except ValueError:
+            check_finite(observations=self._last_obs)
+            raise
+
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""
+        buffer = self.rollout_buffer
+        check_finite(observations=buffer.observations, rewards=buffer.rewards, returns=buffer.returns)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
-        rollout = flatten_rollout(self.rollout_buffer, self.device, self.normalize_advantage)
+        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
         if self._joint_network is not None:
             self._log("train", self._train_jointly(rollout))
