@@ -180,6 +180,8 @@ class ACKTR(OnPolicyAlgorithm):
     def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> bool:
         """Fill the rollout buffer; SB3's own loop, with a plain word about observations that are not finite.
 
+        They are a FloatingPointError, from `check_finite`.
+
         Args:
             env: the agent's environment.
             *args: SB3's: callback, buffer and steps.
@@ -189,8 +191,7 @@ class ACKTR(OnPolicyAlgorithm):
             Whether the buffer is full; False if a callback stopped it.
 
         Raises:
-            FloatingPointError: if an observation is NaN or infinite.
-            ValueError: torch's own, if parameters of the action distribution are.
+            ValueError: torch's own, if the action distribution is not finite although the observations are.
         """
         try:
             return super().collect_rollouts(env, *args, **kwargs)
