@@ -21,7 +21,7 @@ def test_a_time_limit_is_no_death(ends):
     """Reward 1 for ever is worth 1 / (1 − γ) = 10; of an episode that dies after 8 steps at most 5.7 are left."""
     agent = small_agent("MlpPolicy", vectorised(lambda: Ones(8, ends), 4), gamma=0.9, n_steps=32, learning_rate=100.0)
     agent.learn(25 * 128)
-    value = float(agent.policy.predict_values(torch.ones(1, 1)))
+    value = agent.policy.predict_values(torch.ones(1, 1)).item()
     if ends == "truncated":
         assert value == pytest.approx(10, rel=0.03)
     else:
@@ -47,7 +47,7 @@ def gae_by_hand(agent: Any, steps: list[dict[str, Any]], index: int, bootstrap: 
     """Â_t = Σ_k (γλ)^k δ_{t+k} up to the episode's end, δ = r + γ V(s') − V(s), V(s') = 0 at a death only."""
 
     def value(observation: np.ndarray) -> float:
-        return float(agent.policy.predict_values(torch.as_tensor(observation[None])))
+        return agent.policy.predict_values(torch.as_tensor(observation[None])).item()
 
     observations = agent.rollout_buffer.observations[:, index]
     deltas = []

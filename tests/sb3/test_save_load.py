@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from acktr.sb3 import ACKTR, ActorSettings, CriticSettings
 from tests.sb3.worlds import (
     IMAGE,
-    PLANE,
     TINY_CNN,
     TURNS,
     differences,
@@ -35,7 +34,6 @@ WORLDS = {
     "box": ("MlpPolicy", lambda: gym.make("Pendulum-v1", max_episode_steps=20), {}, {}),
     "discrete": ("MlpPolicy", lambda: gym.make("CartPole-v1"), {}, {}),
     "images": ("CnnPolicy", noise(IMAGE, TURNS), {"policy_kwargs": TINY_CNN}, {"norm_obs": False}),
-    "images, box": ("CnnPolicy", noise(IMAGE, PLANE), {"policy_kwargs": TINY_CNN}, {"norm_obs": False}),
 }
 
 
@@ -114,7 +112,7 @@ def test_momentum_and_the_previous_step_are_saved(world, tmp_path):
     from acktr.combination import LayerCombination
 
     actor = ActorSettings(
-        radius=ACTOR.radius, momentum=0.5, combination=LayerCombination(previous_step=True), n_minibatches=2, examples=8
+        radius=ACTOR.radius, momentum=0.5, combination=LayerCombination(previous_step=True), n_minibatches=2, curvature_examples=8
     )
     agent, rollouts = trained(world, actor=actor)
     assert {"momentum_buffer", "previous_step"} <= set(next(iter(agent.actor_optimizer.state.values())))

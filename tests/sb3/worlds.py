@@ -68,19 +68,19 @@ class Ones(gym.Env):
 
 
 class Poisoned(Noise):
-    """`Noise` whose reward or observation becomes `value` at one step of every episode."""
+    """`Noise` whose reward or observation becomes `value` at one step of every episode; a time limit ends it."""
 
     def __init__(self, action_space: spaces.Space, where: str, value: float, at: int = 7) -> None:
         super().__init__(BOX, action_space)
         self.where, self.value, self.at = where, value, at
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        observation, reward, terminated, truncated, info = super().step(action)
+        observation, reward, terminated, _, info = super().step(action)
         if self.steps == self.at and self.where == "reward":
             reward = self.value
         if self.steps == self.at and self.where == "observation":
             observation = np.full_like(observation, self.value)
-        return observation, reward, terminated, truncated, info
+        return observation, reward, False, terminated, info
 
 
 class TinyCNN(BaseFeaturesExtractor):
@@ -170,6 +170,6 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
         if len(left) != len(right):
             return [f"{path}: length"]
         return [d for n, (a, b) in enumerate(zip(left, right, strict=True)) for d in differences(a, b, f"{path}/{n}")]
-    if isinstance(left, Tensor):
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
         return [] if left.dtype == right.dtype and torch.equal(left, right) else [path]
-    return [] if left == right else [path]
+    return [path] if isinstance(left, Tensor) or isinstance(right, Tensor) or left != right else []
