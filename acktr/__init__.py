@@ -7,6 +7,14 @@ for, so that the engine runs where Stable-Baselines3 is not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
+from acktr.curvature.network import known_fisher
+from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
+from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
+from acktr.optimizer import NaturalGradient, StepReport, StepRule
+from acktr.trust_region import BlockMetric, ExactMetric
+
 if TYPE_CHECKING:
     from acktr.sb3 import ACKTR as ACKTR
 else:  # type checkers must not see it: to them a package with a __getattr__ has every name
@@ -20,3 +28,27 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
             remedy = "pip install 'acktr[sb3]'"
             raise ImportError(f"ACKTR needs {missing.name}, which is not installed: {remedy}") from missing
         return import_module("acktr.sb3").ACKTR
+
+
+__all__ = [
+    "ACKTR",
+    "EKFAC",
+    "KFAC",
+    "BlockDiagonal",
+    "BlockMetric",
+    "Categorical",
+    "Diagonal",
+    "DiagonalGaussian",
+    "EmpiricalFisher",
+    "ExactFisher",
+    "ExactMetric",
+    "FactoredKFAC",
+    "Joint",
+    "LayerCombination",
+    "NaturalGradient",
+    "SampledFisher",
+    "ScalarGaussian",
+    "StepReport",
+    "StepRule",
+    "known_fisher",
+]
