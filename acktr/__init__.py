@@ -31,7 +31,6 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 
 
 __all__ = [
-    "ACKTR",
     "EKFAC",
     "KFAC",
     "BlockDiagonal",
