@@ -90,7 +90,11 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
         env: The environments, which give the spaces.
 
     Returns:
-        The agent. An environment that it cannot act in, or a missing device, is a ``UsageError``.
+        The agent.
+
+    Raises:
+        UsageError: If the agent cannot act in such an environment, its settings contradict each other, or the
+            device is not there.
     """
     _check_spaces(config, env)
     common: dict[str, Any] = {
@@ -115,7 +119,11 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
     # Imported late: the peers need nothing of it.
     from agents.natural import make_acktr
 
-    agent: OnPolicyAlgorithm = make_acktr(learner, common)
+    try:
+        agent: OnPolicyAlgorithm = make_acktr(learner, common)
+    except ValueError as error:
+        # The library holds its arguments against each other in more ways than the configuration knows of.
+        raise UsageError(f"acktr cannot be built for {config.env_id}: {error}") from error
     return agent
 
 

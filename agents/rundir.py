@@ -200,7 +200,7 @@ class Table:
         self.columns: list[str] = []
         self._pending: list[Mapping[str, object]] = []
         if path.exists():
-            rows = [row for row in read_rows(path) if keep(row)]
+            rows = _kept(path, keep)
             self.columns = list(rows[0]) if rows else []
             self._rewrite(rows)
 
@@ -231,6 +231,13 @@ class Table:
         text = io.StringIO()
         csv.DictWriter(text, self.columns, restval="", lineterminator="\n").writerows(rows)
         return text.getvalue()
+
+
+def _kept(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> list[dict[str, str]]:
+    try:
+        return [row for row in read_rows(path) if keep(row)]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); move it away to go on without it") from None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import build, checkpoint, display, rundir
-from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Saver, Shower, evaluation_seed
+from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Shower, evaluation_seed
 from agents.config import RunConfig
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
@@ -92,14 +92,19 @@ class _Run:
 
         Returns:
             The result.
+
+        Raises:
+            Interrupted: If a signal came too late to stop before the last update.
         """
         began = self.clock.seconds()
         try:
             self._learn()
             seconds = self.clock.seconds()
             self.recorder.flush()
+            newest = self._save()
+            if self.stopper.wanted:
+                raise Interrupted(newest, self.agent.num_timesteps)
             # From here on all is saved, so a signal may end the program at once.
-            self._save()
             self.stopper.immediate = True
             scores = self.evaluator.run()
         finally:
@@ -127,14 +132,15 @@ class _Run:
             shown.close()
             logger.close()
 
-    def _save(self) -> None:
-        self.saver.save()
+    def _save(self) -> Path:
+        newest = self.saver.save()
         model = self.directory.model
         checkpoint.save(self.directory.final, self.agent, self.clock.seconds())
         rundir.write_whole(model / "sb3.zip", lambda stream: self.agent.save(cast(io.BufferedIOBase, stream)))
         normaliser = self.agent.get_vec_normalize_env()
         if normaliser is not None:
             rundir.write_whole(model / "vecnormalize.pkl", _pickled(normaliser))
+        return newest
 
     def _evaluation_env(self) -> VecEnv:
         make = evaluation_envs(self.config.evaluation.episodes, evaluation_seed(self.config.seed))

@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import pickletools
+import signal
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import build, callbacks, checkpoint, configfiles, evaluation, loading, rundir, training
+from agents import build, callbacks, checkpoint, configfiles, evaluation, interruption, loading, rundir, training
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.interruption import Stopper
@@ -105,6 +106,38 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, algorithm: str) -> None:
     assert result.training_return is not None
     assert result.training_return < 1e6
     assert [row["timesteps"] for row in json.loads(directory.evaluations.read_text())] == [64, 128, 192, 256]
+
+
+def test_a_signal_in_the_last_rollout_is_heeded(tmp_path: Path) -> None:
+    class Late(Stopper):
+        def __call__(self) -> bool:
+            return False
+
+    late = Late()
+    late.wanted = True
+    with pytest.raises(callbacks.Interrupted) as caught:
+        run(tiny("ppo", 64), tmp_path / "run", late)
+    assert caught.value.timesteps == 64
+    assert resume(tiny("ppo", 64), tmp_path / "run").timesteps == 64
+
+
+def test_signals_are_taken_once_then_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interruption.signals() as stopper:
+        assert not stopper()
+        signal.raise_signal(signal.SIGTERM)
+        assert stopper()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    config, path = tiny("ppo", 64), tmp_path / "run"
+    run(config, path)
+    (path / "episodes.csv").write_text("timesteps,return\nx,1\n")
+    with pytest.raises(UsageError, match=r"episodes\.csv is damaged"):
+        resume(config, path)
 
 
 def test_a_finished_run_that_is_resumed_only_evaluates(tmp_path: Path) -> None:
