@@ -119,6 +119,7 @@ def _network_hook(record: Pass) -> Any:
             raise RuntimeError(f"the network was called with keywords {sorted(kwargs)}; pass its inputs by position")
         record.args = args
         record.live_outputs = (output,) if isinstance(output, Tensor) else tuple(output)
-        record.outputs = tuple(o.detach() for o in record.live_outputs)
+        # Copies: an output may be a parameter's own storage (a log-std), which the step changes in place.
+        record.outputs = tuple(o.detach().clone() for o in record.live_outputs)
 
     return hook

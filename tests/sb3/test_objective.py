@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Generator
@@ -104,15 +106,17 @@ def test_a_rollout_stops_once_the_policy_is_far_from_its_behaviour(limit, expect
     assert len(steps) == expected
 
 
-def test_the_rollouts_distance_stays_near_its_limit():
+@SPACES
+def test_the_rollouts_distance_stays_near_its_limit(action_space):
     limit, radius = 0.01, 0.003
     actor = ActorSettings(n_epochs=10, n_minibatches=2, max_rollout_kl=limit, radius=radius)
-    agent = collected(small_agent("MlpPolicy", vectorised(noise()), actor=actor))
+    agent = collected(small_agent("MlpPolicy", vectorised(noise(BOX, action_space)), actor=actor))
     rollout = flatten_rollout(agent.rollout_buffer, CPU, standardise=True)
-    before = agent.policy.get_distribution(rollout.observations).distribution
+    before = deepcopy(agent.policy).get_distribution(rollout.observations).distribution
     steps = observed_steps(agent.actor_optimizer)
     agent.train()
     after = agent.policy.get_distribution(rollout.observations).distribution
-    distance = float(torch.distributions.kl_divergence(before, after).detach().mean())
+    divergence = torch.distributions.kl_divergence(before, after).detach()
+    distance = divergence.reshape(len(rollout), -1).sum(-1).mean().item()
     assert limit < distance < 4 * limit
     assert 1 < len(steps) < 20
