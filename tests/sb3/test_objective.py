@@ -26,7 +26,9 @@ def setting(action_space):
 def gradient(agent, loss):
     parameters = [p for p in agent.policy.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, grads, strict=True)])
+    return torch.cat([
+        torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, grads, strict=True)
+    ])
 
 
 @SPACES
