@@ -28,7 +28,7 @@ class Pass:
     args: tuple[Any, ...]
     """What the network was called with."""
     outputs: Outputs
-    """What it returned, as a tuple, detached."""
+    """What it returned, as a tuple, copied."""
     live_outputs: Outputs
     """The same tensors with their graph."""
     activations: dict[str, Tensor]
@@ -119,7 +119,7 @@ def _network_hook(record: Pass) -> Any:
             raise RuntimeError(f"the network was called with keywords {sorted(kwargs)}; pass its inputs by position")
         record.args = args
         record.live_outputs = (output,) if isinstance(output, Tensor) else tuple(output)
-        # Copies: an output may be a parameter's own storage (a log-std), which the step changes in place.
+        # Copies, because an output may be a view of a parameter (an expanded log-std), which the step then moves.
         record.outputs = tuple(o.detach().clone() for o in record.live_outputs)
 
     return hook

@@ -31,6 +31,10 @@ class SampledFisher:
 
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
     def __call__(
         self, likelihood: Likelihood, outputs: Outputs, targets: Outputs | None, generator: Generator | None
     ) -> list[Outputs]:

@@ -1,17 +1,18 @@
 """The natural-gradient optimizer: which way from the curvature, how far from the trust region.
 
-optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=1e-3)
-with optimizer.recording():
-logits = network(inputs)
-optimizer.update_curvature()
-optimizer.zero_grad()
-F.cross_entropy(logits, classes).backward()
-optimizer.step()
+Example:
+    optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=1e-3)
+    with optimizer.recording():
+        logits = network(inputs)
+    optimizer.update_curvature()
+    optimizer.zero_grad()
+    F.cross_entropy(logits, classes).backward()
+    optimizer.step()
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,13 @@ class StepRule:
     """Curvature updates between two decompositions."""
     cold_start: int = 0
     """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("corrections", 0), ("refresh_period", 1), ("cold_start", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples must be at least 1, or None for the whole batch, got {self.examples}")
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,9 @@ class NaturalGradient(torch.optim.Optimizer):
             targets: for the empirical Fisher alone.
         """
         record = self._capture.last
+        if not _all_finite(record.outputs):  # no target can be drawn from NaN
+            self._skip("the network's output")
+            return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
         refresh = self._updates % self.rule.refresh_period == 0
         if self.curvature.update(record, seeds, refresh, self._generator):
@@ -179,19 +190,27 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Returns:
             The closure's loss, if there is one.
+
+        Raises:
+            RuntimeError: if there was no `update_curvature` before.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         gradient = self._gradient()
-        if not _all_finite(gradient) or not self.curvature.ready:
+        args, outputs = self._evaluation_batch(self._capture.last)
+        self._capture.release()
+        if not self.curvature.ready and not self.skipped:
+            raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
+        if not self.curvature.ready or not _all_finite(gradient.values()):
             self._skip("the gradient")
             return loss
-        args, outputs = self._evaluation_batch(self._capture.last)
         direction, quadratic = self._direction(gradient, args)
+        if not _all_finite(direction.values()):
+            self._skip("the direction")
+            return loss
         self._move(direction, quadratic, args, outputs)
-        self._capture.release()
         self._steps += 1
         return loss
 
@@ -222,7 +241,7 @@ class NaturalGradient(torch.optim.Optimizer):
             descent = self._with_momentum(descent)
             return descent, self._quadratic(descent, linearisation)
         pieces = self.curvature.split(descent)
-        if combination.previous_step and self.state:
+        if combination.previous_step and "previous_step" in self.state[next(iter(self.parameters.values()))]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
         descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
         if group["momentum"]:
@@ -234,10 +253,8 @@ class NaturalGradient(torch.optim.Optimizer):
         momentum = self.param_groups[0]["momentum"]
         if not momentum:
             return descent
-        for name, p in self.parameters.items():
-            buffer = self.state[p].get("momentum_buffer")
-            self.state[p]["momentum_buffer"] = descent[name] if buffer is None else descent[name] + momentum * buffer
-        return {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+        buffers = {name: self.state[p].get("momentum_buffer") for name, p in self.parameters.items()}
+        return {name: d if buffers[name] is None else d + momentum * buffers[name] for name, d in descent.items()}
 
     def _quadratic(self, descent: Tensors, linearisation: Linearisation) -> Tensor:
         if isinstance(self.rule.metric, BlockMetric):
@@ -255,8 +272,14 @@ class NaturalGradient(torch.optim.Optimizer):
         half = 0.5 * scale**2
         self.report = StepReport(scale, half * float(quadratic), half * block, measured)
         self._skipped_in_a_row = 0
-        if self.rule.combination is not None and self.rule.combination.previous_step:
-            for name, p in self.parameters.items():
+        self._remember(direction, scale)
+
+    def _remember(self, direction: Tensors, scale: float) -> None:
+        """Keep what the next step builds on."""
+        for name, p in self.parameters.items():
+            if self.param_groups[0]["momentum"]:
+                self.state[p]["momentum_buffer"] = direction[name]
+            if self.rule.combination is not None and self.rule.combination.previous_step:
                 self.state[p]["previous_step"] = scale * direction[name]
 
     def _correct(
@@ -329,5 +352,5 @@ def _check(**values: float) -> None:
             raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
 
 
-def _all_finite(tensors: Tensors) -> bool:
-    return bool(torch.isfinite(torch.stack([t.sum() for t in tensors.values()])).all())
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return bool(torch.isfinite(torch.stack([t.sum() for t in tensors])).all())

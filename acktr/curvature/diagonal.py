@@ -94,10 +94,10 @@ class DiagonalBlock(Block):
 class ParameterBlock(DiagonalBlock):
     """The fallback for a parameter that is no layer's matrix: its Fisher's diagonal from summed scores.
 
-    Scores of targets drawn from the model are independent and have mean zero, so the square of their sum over the
-    batch has the expectation of the sum of their squares: S = E[(Σ_n g_n)²] / N, without per-example gradients. Each
-    batch is one draw of a chi-square with one degree of freedom per coordinate, so the diagonal is averaged with the
-    parameter's mean until the moving average has seen many batches (weight 1/k after k).
+    Scores with independent random signs ε_n have mean zero, so the square of their sum over the batch has the
+    expectation of the sum of their squares: S = Σ_k E[(Σ_n ε_n g_kn)²] / N, without per-example gradients and for any
+    seeds. Each batch is about one draw of a chi-square with a degree of freedom per seed for each coordinate, so the
+    diagonal is averaged with the parameter's mean until many batches are in (weight 1/k after k).
 
     Args:
         shape: [1, size].
@@ -109,7 +109,7 @@ class ParameterBlock(DiagonalBlock):
         self.batches = 0
 
     def update(self, statistics: Statistics) -> None:
-        """Refuse: this block is fed by `update_from_sum`.
+        """Refuse: this block is fed by `update_from_sums`.
 
         Args:
             statistics: unused.
@@ -119,15 +119,15 @@ class ParameterBlock(DiagonalBlock):
         """
         raise TypeError(f"a block of {self.shape[1]} free parameters is updated from summed scores, not from rows")
 
-    def update_from_sum(self, score_sum: Tensor, examples: int) -> None:
+    def update_from_sums(self, score_sums: Tensor, examples: int) -> None:
         """Average one batch in.
 
         Args:
-            score_sum: Σ_n g_n, shape [1, size].
+            score_sums: Σ_n ε_n g_kn, shape [K, size], one row per seed.
             examples: N.
         """
         self.batches += 1
-        self.squares.update(score_sum.square() / examples)
+        self.squares.update(score_sums.square().sum(0, keepdim=True) / examples)
 
     def _smoothed(self) -> Tensor:
         squares = self.squares.value

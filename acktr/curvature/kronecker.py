@@ -161,8 +161,10 @@ class FactoredBlock(KroneckerBlock):
         return not self.input_moment.empty
 
     def _decompose(self) -> None:
-        # The damping enters the inverses themselves, so they are made when it is known.
-        self._inverses = None
+        # The damping enters the inverses themselves; before the first `solve` it is not known.
+        if self._inverses is not None:
+            damping = self._inverses[0]
+            self._inverses = (damping, *self._invert(damping))
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
         """(G + √λ/π)⁻¹ V (A + π√λ)⁻¹.

@@ -113,9 +113,12 @@ class BlockDiagonal:
         Returns:
             False if anything was not finite; then nothing was taken in.
         """
+        if self._free:
+            seeds = [_with_random_signs(seed, generator) for seed in seeds]
         grads = [self._pull_back(record, seed) for seed in seeds]
         statistics = {m.name: self._statistics(m, record, grads, generator) for m in self.members if m.layer}
-        if not _finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)]):
+        free = [grad[name] for grad in grads for name in self._free]
+        if not _finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)] + free):
             return False
         for member in self.members:
             self._update_member(member, statistics.get(member.name), grads, record.examples, refresh)
@@ -126,8 +129,7 @@ class BlockDiagonal:
     ) -> None:
         block = member.block
         if isinstance(block, ParameterBlock):
-            for grad in grads:
-                block.update_from_sum(grad[member.name].reshape(1, -1), examples)
+            block.update_from_sums(torch.stack([grad[member.name].flatten() for grad in grads]), examples)
         elif statistics is not None:
             block.update(statistics)
             block.basis_age += 1
@@ -136,6 +138,8 @@ class BlockDiagonal:
             block.rescale(statistics)
 
     def _pull_back(self, record: Pass, seed: Outputs) -> Tensors:
+        if not record.live_outputs:
+            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
         for layer in self.layers:
             if layer.name not in record.edges:
                 raise RuntimeError(
@@ -144,6 +148,8 @@ class BlockDiagonal:
         wanted = {layer.name: record.edges[layer.name] for layer in self.layers}
         live = [(o, s) for o, s in zip(record.live_outputs, seed, strict=True) if o.requires_grad]
         sources: Any = [*wanted.values(), *self._free.values()]
+        if not sources:
+            return {}
         grads = torch.autograd.grad(
             [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
         )
@@ -250,15 +256,26 @@ def _layer_members(
     network: nn.Module, parameters: Mapping[str, nn.Parameter], factory: CurvatureFactory
 ) -> list[Member]:
     names = {id(parameter): name for name, parameter in parameters.items()}
-    members = []
+    members: list[Member] = []
     for module_name, module in network.named_modules():
         if not any(id(p) in names for p in module.parameters(recurse=False)):
             continue
         layer = as_layer(module_name, module)
         if layer is not None and all(id(p) in names for p in layer.parameters):
             mine = tuple(names[id(p)] for p in layer.parameters)
+            _refuse_tied(module_name, mine, members)
             members.append(Member(module_name, factory.build(layer.shape), mine, layer))
     return members
+
+
+def _refuse_tied(name: str, mine: tuple[str, ...], members: Sequence[Member]) -> None:
+    for other in members:
+        shared = set(mine) & set(other.names)
+        if shared:
+            raise ValueError(
+                f"layers '{other.name}' and '{name}' share the parameter '{min(shared)}', whose Fisher is no block of "
+                "either: give each its own, or freeze it"
+            )
 
 
 def _parameter_member(name: str, parameter: nn.Parameter, rule: BlockRule | None, factory: CurvatureFactory) -> Member:
@@ -267,6 +284,12 @@ def _parameter_member(name: str, parameter: nn.Parameter, rule: BlockRule | None
         return Member(name, rule(shape), (name,), None)
     _log.warning("'%s' is no Linear or Conv2d layer's: its Fisher is approximated by its diagonal", name)
     return Member(name, ParameterBlock(shape, getattr(factory, "ema", 0.95)), (name,), None)
+
+
+def _with_random_signs(seed: Outputs, generator: Generator | None) -> Outputs:
+    """One sign per example: each example's g gᵀ stays, and examples no longer add up in expectation."""
+    signs = torch.randint(0, 2, (len(seed[0]),), device=seed[0].device, generator=generator) * 2 - 1
+    return tuple(signs.view(-1, *[1] * (s.dim() - 1)) * s for s in seed)
 
 
 def _finite(tensors: list[Tensor]) -> bool:

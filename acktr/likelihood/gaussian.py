@@ -123,6 +123,10 @@ class ScalarGaussian:
 
     variance: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.variance < math.inf:
+            raise ValueError(f"variance must be positive and finite, got {self.variance}")
+
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
         """Draw value ± σ with equal chances.
 

@@ -124,6 +124,8 @@ class ACKTR(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_setup()
         super()._setup_model()
+        # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
+        self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
