@@ -33,7 +33,8 @@ class _View(nn.Module):
         outputs = self.policy.action_net(latent)
         if isinstance(self.policy.action_space, spaces.Discrete):
             return (outputs,)
-        return outputs, self.policy.log_std.expand_as(outputs)
+        # A copy: outputs kept from before a step must not follow the parameter.
+        return outputs, self.policy.log_std.expand_as(outputs).clone()
 
 
 class ActorNetwork(_View):

@@ -64,7 +64,10 @@ def test_a_learning_rate_of_zero_moves_nothing():
 
 
 def test_schedules_may_end_at_zero():
-    nothing_left = {"actor": ActorSettings(radius=lambda p: 0.02 * p), "critic": CriticSettings(radius=lambda p: p / 10)}
+    nothing_left = {
+        "actor": ActorSettings(radius=lambda p: 0.02 * p),
+        "critic": CriticSettings(radius=lambda p: p / 10),
+    }
     agent = small_agent("MlpPolicy", vectorised(noise()), learning_rate=lambda p: p, **nothing_left).learn(96)
     assert agent._current_progress_remaining == 0
     assert all(torch.isfinite(p).all() for p in agent.policy.parameters())
@@ -95,7 +98,9 @@ def test_learning_on_counts_on():
     agent.learn(64)
     agent.learn(192, reset_num_timesteps=False, callback=notes)
     assert agent.num_timesteps == 256
-    assert [seen[0] for seen in notes.seen[1:]] == pytest.approx([1 - steps / 256 for steps in (96, 128, 160, 192, 224)])
+    assert [seen[0] for seen in notes.seen[1:]] == pytest.approx([
+        1 - steps / 256 for steps in (96, 128, 160, 192, 224)
+    ])
 
 
 def test_two_calls_are_one():
@@ -143,7 +148,14 @@ def test_the_number_of_steps_is_that_of_the_settings():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_steps", 0), ("gamma", 1.1), ("gae_lambda", -0.1), ("ent_coef", -1.0), ("vf_coef", 0.0), ("gamma", float("nan"))],
+    [
+        ("n_steps", 0),
+        ("gamma", 1.1),
+        ("gae_lambda", -0.1),
+        ("ent_coef", -1.0),
+        ("vf_coef", 0.0),
+        ("gamma", float("nan")),
+    ],
 )
 def test_numbers_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be .*{value}"):

@@ -86,7 +86,8 @@ def test_parameters_are_shared_out(name, action_space):
     policy, observations = agent.policy, batch_for(agent)
     every = {id(p) for p in policy.parameters()}
     actor, critic = (
-        {id(p) for p in reached_parameters(view(policy), observations).values()} for view in (ActorNetwork, CriticNetwork)
+        {id(p) for p in reached_parameters(view(policy), observations).values()}
+        for view in (ActorNetwork, CriticNetwork)
     )
     shared = POLICIES[name][3]
     assert actor | critic == every
@@ -147,7 +148,7 @@ def test_action_spaces_that_are_not_served_are_named(space):
 
 @pytest.mark.parametrize("space", [spaces.Tuple((BOX, BOX))])
 def test_observation_spaces_that_are_not_served_are_named(space):
-    with pytest.raises(ValueError, match="Tuple.*Dict"):
+    with pytest.raises(ValueError, match=r"Tuple.*Dict"):
         small_agent("MlpPolicy", noise(space)())
 
 

@@ -112,7 +112,11 @@ def test_momentum_and_the_previous_step_are_saved(world, tmp_path):
     from acktr.combination import LayerCombination
 
     actor = ActorSettings(
-        radius=ACTOR.radius, momentum=0.5, combination=LayerCombination(previous_step=True), n_minibatches=2, curvature_examples=8
+        radius=ACTOR.radius,
+        momentum=0.5,
+        combination=LayerCombination(previous_step=True),
+        n_minibatches=2,
+        curvature_examples=8,
     )
     agent, rollouts = trained(world, actor=actor)
     assert {"momentum_buffer", "previous_step"} <= set(next(iter(agent.actor_optimizer.state.values())))

@@ -60,6 +60,25 @@ def test_the_policy_stays_within_its_radius(world, radius):
     assert max(steps) > 0.1 * radius, "steps that do not move prove nothing"
 
 
+@pytest.mark.parametrize("world", ["cartpole", "pendulum", "images, box"])
+def test_the_reported_divergence_is_the_true_one(world):
+    """Also where the noise is a parameter: what was kept from before the step must not change with it."""
+    policy, make, settings = WORLDS[world]
+    agent = small_agent(policy, make(), n_steps=32, critic=ONE_STEP, **settings)
+    steps, train, true = observed_steps(agent.actor_optimizer), agent.train, []
+
+    def watch():
+        before = deepcopy(agent.policy)
+        train()
+        kl, change, _ = distances(before, agent.policy, agent.rollout_buffer)
+        value = 0.5 * agent.vf_coef * change / float(agent.update_state.residual) if "images" in world else 0
+        true.append(kl + value)
+
+    agent.train = watch
+    agent.learn(4 * 32 * agent.n_envs)
+    assert [report.kl_measured for _, report in steps] == pytest.approx(true, rel=1e-3)
+
+
 def test_without_measuring_the_blocks_metric_goes_too_far():
     blind = ActorSettings(radius=0.02, combination=None, metric=BlockMetric(), corrections=0)
     _, measured = watched("cartpole", actor=blind)
