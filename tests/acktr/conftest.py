@@ -1,5 +1,7 @@
 """Oracles: the engine's quantities written the slow and obvious way, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -60,7 +62,7 @@ class ActorCritic(nn.Module):
 
 def mlp(*sizes):
     layers = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

@@ -173,7 +173,7 @@ def test_a_layer_without_a_part_in_the_outputs_is_named(called):
     optimizer = NaturalGradient(network, Categorical())
     with optimizer.recording():
         network(torch.randn(2, 3))
-    with pytest.raises(RuntimeError, match="'spare'.*freeze it or leave it out"):
+    with pytest.raises(RuntimeError, match=r"'spare'.*freeze it or leave it out"):
         optimizer.update_curvature()
 
 

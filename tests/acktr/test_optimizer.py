@@ -32,7 +32,7 @@ def train_step(optimizer, inputs, classes, factor=1.0):
     loss = F.cross_entropy(logits, classes)
     (factor * loss).backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def snapshot(network):
@@ -68,7 +68,7 @@ def test_a_few_steps_learn_a_regression(factory, oracle):
         loss = 0.5 * F.mse_loss(values, targets)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
 
 
@@ -137,7 +137,7 @@ def test_a_cold_start_follows_the_plain_gradient_within_the_radius(oracle):
 
 
 def test_weight_decay_pulls_towards_zero(oracle):
-    network, inputs, classes = classification(oracle)
+    network, inputs, _ = classification(oracle)
     optimizer = NaturalGradient(network, Categorical(), weight_decay=0.1, radius=float("inf"), lr=0.1)
     with optimizer.recording():
         network(inputs)

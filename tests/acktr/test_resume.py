@@ -121,4 +121,4 @@ def test_hyperparameters_come_back_with_the_state():
     optimizer.param_groups[0]["lr"] = 0.123
     restored = optimizer_of(network(), EKFAC(), StepRule())
     restored.load_state_dict(through_a_file(optimizer.state_dict()))
-    assert restored.param_groups[0]["lr"] == 0.123
+    assert restored.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
