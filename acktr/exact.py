@@ -35,6 +35,7 @@ class Linearisation:
         self._parameters = {name: p.detach() for name, p in parameters.items()}
         self._args = args
         self._likelihood = likelihood
+        self._places = _places(network, parameters)
         self._outputs: Outputs | None = None
 
     def tangent(self, step: Tensors) -> Outputs:
@@ -50,7 +51,9 @@ class Linearisation:
         fixed = {name: p for name, p in self._parameters.items() if name not in step}
 
         def outputs(moving: Tensors) -> Outputs:
-            out = functional_call(self._network, {**fixed, **moving}, self._args)
+            tensors = {place: t for name, t in (*fixed.items(), *moving.items()) for place in self._places[name]}
+            # Tying by name would swap a module that hangs in several places twice, and leave the copy in it.
+            out = functional_call(self._network, tensors, self._args, tie_weights=False)
             return (out,) if isinstance(out, Tensor) else tuple(out)
 
         with torch.no_grad():
@@ -79,3 +82,14 @@ class Linearisation:
                 value = self._likelihood.inner(self._outputs, tangents[i], tangents[j]).double().mean()
                 gram[i, j] = gram[j, i] = value
         return gram
+
+
+def _places(network: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, list[str]]:
+    """Every place a parameter hangs in, each module counted once however many names it has."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    places: dict[str, list[str]] = {name: [] for name in parameters}
+    for module_name, module in network.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in names:
+                places[names[id(parameter)]].append(f"{module_name}.{attribute}" if module_name else attribute)
+    return places

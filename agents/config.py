@@ -117,8 +117,8 @@ class ActorConfig:
     """The quadratic form that predicts the KL: the exact Fisher or the layers' blocks."""
     corrections: int
     """Forward passes that may rescale a step until its measured KL meets the radius."""
-    examples: int | None
-    """Examples of a batch on which exact forms and KLs are evaluated; None takes all."""
+    curvature_examples: int | None
+    """Examples of a batch, drawn anew each step, for curvature, exact forms and measured KLs; None takes all."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     cold_start: int

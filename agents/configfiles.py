@@ -72,6 +72,25 @@ def shipped(env_id: str) -> RunConfig:
     return load(file_for(env_id), env_id)
 
 
+def identity(path: Path) -> tuple[str, str, int]:
+    """Read what a curve needs to know of a run; nothing else in the file has to be understood today.
+
+    Args:
+        path: A run directory's ``config.yaml``.
+
+    Returns:
+        Environment, label and seed.
+
+    Raises:
+        UsageError: If one of them is not there.
+    """
+    data = _read_yaml(path)
+    try:
+        return str(data["env_id"]), str(data["name"] or data["algorithm"]), int(data["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} does not say what ran ({error}); name a run that scripts.train made") from None
+
+
 def provenance(path: Path) -> list[Any]:
     """Read where a run came from.
 

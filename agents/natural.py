@@ -45,7 +45,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         combination=_combination(config),
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
-        examples=config.examples,
+        curvature_examples=config.curvature_examples,
         refresh_period=config.refresh_period,
         cold_start=config.cold_start,
         n_epochs=config.n_epochs,

@@ -120,7 +120,8 @@ class _Run:
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
             callbacks = [self.recorder, Shower(shown, self.recorder), self.evaluator, self.saver]
-            self.agent.learn(remaining, callbacks, reset_num_timesteps=self.first == 0)
+            interval = _LOG_INTERVALS[self.config.algorithm]
+            self.agent.learn(remaining, callbacks, log_interval=interval, reset_num_timesteps=self.first == 0)
         finally:
             self.recorder.flush()
             shown.close()
@@ -169,6 +170,8 @@ class _TableWriter(KVWriter):
         self._table.flush()
 
 
+# Updates between two rows of measurements; A2C makes one every few steps.
+_LOG_INTERVALS = {"acktr": 1, "ppo": 1, "a2c": 20}
 _STEPS = "time/total_timesteps"
 
 

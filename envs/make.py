@@ -17,6 +17,7 @@ from envs.atari import AtariVecEnv
 from envs.catalogue import find_spec, is_atari, is_mujoco, require
 from envs.errors import WorldError, did_you_mean
 from envs.guard import FiniteGuard
+from envs.inprocess import InProcessVecEnv
 from envs.options import EnvOptions
 
 _DEFAULTS = EnvOptions()
@@ -80,7 +81,7 @@ def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOp
     def build() -> gym.Env[Any, Any]:
         return _build(spec, options)
 
-    return make_vec_env(build, n_envs=n_envs, seed=seed)
+    return make_vec_env(build, n_envs=n_envs, seed=seed, vec_env_cls=InProcessVecEnv)
 
 
 def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:

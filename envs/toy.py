@@ -152,7 +152,7 @@ class ConstantEnv(gym.Env[Vector, np.int64]):
         super().reset(seed=seed, options=options)
         return np.ones(1, dtype=np.float32), {}
 
-    def step(self, action: np.int64) -> Step:  # ruff: ignore[unused-method-argument] - whatever is done pays the same
+    def step(self, action: np.int64) -> Step:  # whatever is done pays the same
         """Collect the reward.
 
         Args:

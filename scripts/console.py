@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -40,7 +41,9 @@ def parse(arguments: type[T], argv: Sequence[str], *, default: T | None = None, 
         SystemExit: With status 0, after the help was asked for and printed.
     """
     complaint = io.StringIO()
-    texts = {"prog": prog, "description": about, "config": (tyro.conf.FlagConversionOff,)}
+    # Fields of a run are set either way over their file's value; switches of a program are only ever set.
+    flags = tyro.conf.FlagConversionOff if default is not None else tyro.conf.FlagCreatePairsOff
+    texts = {"prog": prog, "description": about, "config": (flags,)}
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: T = _cli(arguments, args=list(argv), default=default, **texts)
@@ -84,6 +87,49 @@ def say(line: str) -> None:
         line: What to say.
     """
     print(line, file=sys.stderr, flush=True)
+
+
+def check_seed(seed: int) -> None:
+    """Hold a seed against its range.
+
+    Args:
+        seed: The seed.
+
+    Raises:
+        UsageError: If it is out of range.
+    """
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed must be between 0 and 2147483647, got {seed}")
+
+
+def check_output(path: Path) -> None:
+    """Make sure that a file can be written without destroying another.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If it exists, or its folder does not.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; name another --output, or remove it first")
+    if not path.parent.is_dir():
+        raise UsageError(f"folder {path.parent} of {path} does not exist; make it first, or name another --output")
+
+
+def unused(path: Path) -> Path:
+    """Find a name that is still free.
+
+    Args:
+        path: The name wished for.
+
+    Returns:
+        It, or it with the smallest free number from 2 on.
+    """
+    free, number = path, 2
+    while free.exists():
+        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return free
 
 
 def _options(arguments: type) -> list[str]:

@@ -89,6 +89,8 @@ class Block(ABC):
     """Refreshes in a row that found no finite decomposition."""
     skipped_refreshes = 0
     """All such refreshes of this block's life."""
+    basis_age = 0
+    """Updates since the decomposition in use was made."""
 
     @abstractmethod
     def update(self, statistics: Statistics) -> None:
@@ -150,7 +152,7 @@ class Block(ABC):
             if not self.ready or self.failures >= MAX_FAILURES:
                 raise
         else:
-            self.failures = 0
+            self.failures = self.basis_age = 0
 
     @property
     @abstractmethod

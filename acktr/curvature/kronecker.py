@@ -61,22 +61,22 @@ class KroneckerBlock(Block):
         return self.output_moment.value @ matrix @ self.input_moment.value
 
     def state_dict(self) -> dict[str, Any]:
-        """Both moments and the failure counts."""
+        """Both moments and the counts of failures and of the basis's age."""
         return {
             "input_moment": self.input_moment.state_dict(),
             "output_moment": self.output_moment.state_dict(),
-            "failures": [self.failures, self.skipped_refreshes],
+            "counts": [self.failures, self.skipped_refreshes, self.basis_age],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both moments and the failure counts.
+        """Restore both moments and the counts.
 
         Args:
             state: what `state_dict` returned.
         """
         self.input_moment.load_state_dict(state["input_moment"])
         self.output_moment.load_state_dict(state["output_moment"])
-        self.failures, self.skipped_refreshes = state["failures"]
+        self.failures, self.skipped_refreshes, self.basis_age = state["counts"]
 
 
 class EigenBlock(KroneckerBlock):

@@ -132,6 +132,7 @@ class BlockDiagonal:
             block.update_from_sums(torch.stack([grad[member.name].flatten() for grad in grads]), examples)
         elif statistics is not None:
             block.update(statistics)
+            block.basis_age += 1
             if refresh or not block.ready:
                 block.refresh()
             block.rescale(statistics)
@@ -224,10 +225,11 @@ class BlockDiagonal:
         return [{name: tensors[name] for name in member.names} for member in self.members]
 
     def diagnostics(self) -> dict[str, float]:
-        """Condition (largest, over blocks, of largest over mean eigenvalue) and refreshes skipped so far."""
+        """Condition (largest, over blocks, of largest over mean eigenvalue), refreshes skipped so far, oldest basis."""
         return {
             "condition": max(member.block.condition() for member in self.members),
             "skipped_refreshes": float(sum(member.block.skipped_refreshes for member in self.members)),
+            "basis_age": float(max(member.block.basis_age for member in self.members)),
         }
 
     def state_dict(self) -> dict[str, Any]:

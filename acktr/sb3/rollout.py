@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Generator, Tensor
@@ -98,6 +99,24 @@ def flatten_rollout(buffer: RolloutBuffer, device: torch.device, standardise: bo
 
 def _discrete(buffer: RolloutBuffer) -> bool:
     return hasattr(buffer.action_space, "n")
+
+
+def check_finite(**arrays: Any) -> None:
+    """Refuse a rollout that would poison the networks.
+
+    Args:
+        arrays: what was collected, by name; dictionaries of arrays too.
+
+    Raises:
+        FloatingPointError: if anything is NaN or infinite.
+    """
+    parts = {name: value.values() if isinstance(value, dict) else [value] for name, value in arrays.items()}
+    broken = [name for name, values in parts.items() if not all(np.isfinite(value).all() for value in values)]
+    if broken:
+        raise FloatingPointError(
+            f"the rollout's {' and '.join(broken)} are not finite; nothing was learned from it: "
+            "stable_baselines3's VecCheckNan around the environment tells where the first NaN or Inf comes from"
+        )
 
 
 def policy_loss(

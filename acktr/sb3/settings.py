@@ -65,7 +65,7 @@ class CriticSettings:
     """The Gauss–Newton approximation that gives each layer its direction."""
     fisher: FisherSeeds = field(default_factory=ExactFisher)
     """Exact by default: for a scalar output it is one backward pass of ones, without noise."""
-    radius: Schedule = 0.1
+    radius: Schedule = 0.3
     """Largest mean squared change of the value in one step, as a share of the residual variance."""
     damping: float = 0.01
     """Added to the curvature's eigenvalues."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def hold(emulator: Any, action: int, frames: int = 4) -> tuple[int, np.ndarray]:
     return reward, np.maximum(*screens[-2:])
 
 
+@cache
 def area_weights(size: int, new_size: int) -> np.ndarray:
     """Rows that average each new pixel's share of the old ones, shape (new_size, size)."""
     edges = np.arange(new_size + 1) * size / new_size
@@ -53,7 +55,7 @@ def area_weights(size: int, new_size: int) -> np.ndarray:
 
 
 def shrink(screen: np.ndarray, size: int = 84) -> np.ndarray:
-    return area_weights(screen.shape[0], size) @ screen @ area_weights(screen.shape[1], size).T
+    return area_weights(screen.shape[0], size) @ screen.astype(np.float64) @ area_weights(screen.shape[1], size).T
 
 
 def made(game: str, n_envs: int, seed: int, options: AtariOptions = PLAIN, **kwargs: Any) -> AtariVecEnv:
@@ -92,7 +94,7 @@ def test_observations_are_the_max_pooled_area_averaged_screens(game: str) -> Non
     venv = made(game, 1, 3)
     emulator, frames = console(game, 3), [np.zeros((84, 84))] * 3
     worst, still, before = 0.0, 0.0, None
-    for actions, observations, _, _, infos in played(venv, 300):
+    for actions, observations, _, _, infos in played(venv, 150):
         frames.append(shrink(hold(emulator, int(actions[0]))[1]))
         if "episode" in infos[0]:
             break
@@ -206,8 +208,8 @@ def test_the_frame_limit_truncates_and_does_not_terminate() -> None:
 @pytest.mark.parametrize("frames", [4, 8])
 def test_games_of_a_step_or_two_still_count(frames: int) -> None:
     """The next game's no-ops can outlast such a game, so that clocks alone would not show the restart."""
-    venv = made("pong", 8, 0, AtariOptions(max_episode_frames=frames, threads=1))
-    for step, (_, _, _, dones, infos) in enumerate(played(venv, 40), start=1):
+    venv = made("pong", 4, 0, AtariOptions(max_episode_frames=frames, threads=1))
+    for step, (_, _, _, dones, infos) in enumerate(played(venv, 24), start=1):
         assert dones.all() == (step % (frames // 4) == 0)
         assert all(info["episode"]["l"] == frames // 4 for info, done in zip(infos, dones, strict=True) if done)
 
@@ -215,7 +217,7 @@ def test_games_of_a_step_or_two_still_count(frames: int) -> None:
 def test_the_seed_decides_everything_whatever_the_threads() -> None:
     def trace(seed: int, threads: int) -> list[np.ndarray]:
         options = AtariOptions(sticky_actions=0.25, threads=threads)
-        return [part for _, *step, _ in played(made("breakout", 3, seed, options), 200) for part in step]
+        return [part for _, *step, _ in played(made("breakout", 3, seed, options), 100) for part in step]
 
     first, second, other = trace(4, 1), trace(4, 2), trace(5, 1)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -230,18 +232,18 @@ def test_copies_differ_and_large_seeds_are_taken() -> None:
 
 
 def test_pictures_show_the_game_that_is_played() -> None:
-    options = AtariOptions(sticky_actions=0.25, threads=1)
-    venv = made("breakout", 2, 7, options, render_mode="rgb_array")
-    games, worst = 0, 0.0
+    venv = made("breakout", 2, 7, AtariOptions(sticky_actions=0.25, threads=1), render_mode="rgb_array")
+    games, nearest, other = 0, [], []
     grey = np.array([0.299, 0.587, 0.114])
-    for _, observations, _, _, infos in played(venv, 500):
+    for step, (_, observations, _, _, infos) in enumerate(played(venv, 400)):
         games += sum("episode" in info for info in infos)
-        for observation, picture in zip(observations, venv.get_images(), strict=True):
-            assert picture is not None
-            assert picture.shape == (210, 160, 3)
-            worst = max(worst, float(np.abs(shrink(picture @ grey) - observation[3]).mean()))
+        if step % 10 == 9:
+            pictures = [shrink(np.asarray(picture) @ grey) for picture in venv.get_images()]
+            nearest.append(np.abs(np.stack(pictures) - observations[:, 3]).max())
+            other.append(np.abs(np.stack(pictures[::-1]) - observations[:, 3]).max())
     assert games >= 2
-    assert worst < 1.5  # mean grey levels: palettes and the order of max and grey differ a little
+    assert max(nearest) < 10  # grey levels: the palettes' greys and the order of max and grey differ a little
+    assert np.median(other) > 30  # the neighbour's picture would have been noticed
     tiled = venv.render()
     assert tiled is not None
     assert tiled.shape == (420, 160, 3)
@@ -269,24 +271,24 @@ def test_works_under_the_wrappers_of_stable_baselines() -> None:
     normalised = VecNormalize(bare, norm_obs=False)
     plain = [
         info["episode"]["r"]
-        for *_, infos in played(made("breakout", 4, 0, options), 300)
+        for *_, infos in played(made("breakout", 4, 0, options), 220)
         for info in infos
         if "episode" in info
     ]
-    raw = [info["episode"]["r"] for *_, infos in played(normalised, 300) for info in infos if "episode" in info]
+    raw = [info["episode"]["r"] for *_, infos in played(normalised, 220) for info in infos if "episode" in info]
     assert raw == plain != []
-    assert sum(1 for _ in played(wrapped, 50)) == 50
+    assert sum(1 for _ in played(wrapped, 20)) == 20
 
 
 def test_a2c_trains_and_evaluation_reads_raw_scores() -> None:
-    venv = made("breakout", 2, 0, AtariOptions(max_episode_frames=400, threads=1))
-    model = A2C("CnnPolicy", venv, n_steps=5, seed=0).learn(100)
+    venv = made("breakout", 2, 0, AtariOptions(max_episode_frames=120, threads=1))
+    model = A2C("CnnPolicy", venv, n_steps=5, seed=0).learn(30)
     assert not is_vecenv_wrapped(model.get_env(), VecTransposeImage)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # evaluate_policy warns where scores are not recorded
         scores, lengths = evaluate_policy(model, venv, n_eval_episodes=2, return_episode_rewards=True)
     assert len(scores) == len(lengths) == 2
-    assert max(lengths) <= 100
+    assert lengths == [30, 30]
 
 
 def test_a_reset_starts_new_games_even_between_send_and_receive() -> None:

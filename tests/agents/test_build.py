@@ -1,0 +1,183 @@
+from dataclasses import fields, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from acktr.sb3.settings import ActorSettings, CriticSettings
+from agents import build, configfiles
+from agents.config import ActorConfig, CriticConfig, RunConfig
+from agents.errors import UsageError
+from agents.networks import NatureCNN
+from agents.schedules import schedule
+
+
+class Still(gym.Env[Any, Any]):
+    """An environment of any spaces in which nothing happens."""
+
+    def __init__(self, observations: Any, actions: Any) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+TWO = spaces.Discrete(2)
+
+
+def still(observations: Any, actions: Any = TWO, n_envs: int = 2) -> VecEnv:
+    return make_vec_env(lambda: Still(observations, actions), n_envs)
+
+
+def config(algorithm: Any, env_id: str = "Some-v0") -> RunConfig:
+    return replace(configfiles.shipped(env_id), algorithm=algorithm)
+
+
+def with_actor(**values: Any) -> RunConfig:
+    run = config("acktr")
+    return replace(run, acktr=replace(run.acktr, actor=replace(run.acktr.actor, **values)))
+
+
+def test_settings_reach_acktr() -> None:
+    run = with_actor(
+        radius=0.5, curvature="kfac", ema=0.5, fisher="exact", metric="block", combination="none", curvature_examples=7
+    )
+    agent: Any = build.make_agent(run, still(VECTOR))
+    actor = agent.actor
+    assert (actor.radius, actor.curvature_examples, actor.combination) == (0.5, 7, None)
+    assert type(actor.curvature).__name__ == "KFAC"
+    assert actor.curvature.ema == pytest.approx(0.5)
+    assert type(actor.fisher).__name__ == "ExactFisher"
+    assert type(actor.metric).__name__ == "BlockMetric"
+    assert agent.gamma == run.acktr.gamma
+    momentum = build.make_agent(with_actor(combination="layers-and-momentum"), still(VECTOR))
+    assert momentum.actor.combination.previous_step  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
+def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
+    configured = {f.name for f in fields(ours)}
+    assert {f.name for f in fields(theirs)} == configured - {"ema", "radius_decay"}
+
+
+def test_decays_reach_acktr() -> None:
+    agent: Any = build.make_agent(with_actor(radius=0.5, radius_decay="linear"), still(VECTOR))
+    assert agent.actor.radius(0.25) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("ppo", PPO), ("a2c", A2C)])
+def test_peers(algorithm: str, kind: type) -> None:
+    run = config(algorithm)
+    agent = build.make_agent(run, still(VECTOR))
+    assert type(agent) is kind
+    assert (agent.n_steps, agent.gae_lambda) == (run.learner.n_steps, run.learner.gae_lambda)
+
+
+def test_minibatches_must_divide_the_rollout() -> None:
+    run = config("ppo")
+    run = replace(run, ppo=replace(run.ppo, n_steps=5, n_minibatches=3))
+    with pytest.raises(UsageError, match=r"ppo\.n_minibatches.*got 3"):
+        build.make_agent(run, still(VECTOR))
+
+
+def test_networks_follow_the_configuration() -> None:
+    run = config("ppo")
+    run = replace(run, policy=replace(run.policy, pi=(5,), vf=(6, 7), activation="elu", log_std_init=-1.0))
+    agent = build.make_agent(run, still(VECTOR, spaces.Box(-1, 1, (2,))))
+    extractor = agent.policy.mlp_extractor
+    assert [m.out_features for m in extractor.policy_net if isinstance(m, torch.nn.Linear)] == [5]
+    assert [m.out_features for m in extractor.value_net if isinstance(m, torch.nn.Linear)] == [6, 7]
+    assert isinstance(extractor.policy_net[1], torch.nn.ELU)
+    assert agent.policy.log_std.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("algorithm", ["acktr", "a2c"])
+def test_atari_network(algorithm: str) -> None:
+    run = config(algorithm, "ALE/Pong-v5")
+    agent = build.make_agent(replace(run, policy=replace(run.policy, last_conv_channels=24)), still(IMAGE))
+    extractor = agent.policy.features_extractor
+    assert isinstance(extractor, NatureCNN)
+    shapes = [tuple(m.weight.shape) for m in extractor.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (24, 64, 3, 3), (512, 24 * 49)]
+
+
+def test_kinds_of_policies() -> None:
+    auto = config("ppo").policy
+    assert build.policy_kind(auto, VECTOR) == "mlp"
+    assert build.policy_kind(auto, IMAGE) == "cnn"
+    assert build.policy_kind(auto, spaces.Dict({"a": VECTOR})) == "multi-input"
+    assert build.policy_kind(replace(auto, kind="mlp"), IMAGE) == "mlp"
+    with pytest.raises(UsageError, match=r"policy\.kind cnn.*mlp"):
+        build.policy_kind(replace(auto, kind="cnn"), VECTOR)
+
+
+def test_every_kind_of_observation_trains() -> None:
+    for space in (VECTOR, spaces.Discrete(4), spaces.Dict({"a": VECTOR, "b": spaces.Discrete(3)})):
+        run = config("a2c")
+        build.make_agent(run, build.normalised(still(space), run)).learn(10)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "algorithm", "words"),
+    [
+        (spaces.Tuple([TWO, TWO]), TWO, "ppo", "observations"),
+        (spaces.Dict({"a": spaces.Text(3)}), TWO, "ppo", "observations"),
+        (VECTOR, spaces.Dict({"a": TWO}), "ppo", "actions"),
+        (VECTOR, spaces.MultiBinary(3), "acktr", "acktr cannot choose actions"),
+        (spaces.Box(0, 255, (1, 20, 20), np.uint8), TWO, "ppo", "too small"),
+    ],
+)
+def test_unsupported_spaces_are_told_in_one_line(observations: Any, actions: Any, algorithm: str, words: str) -> None:
+    env = still(VECTOR)
+    env.observation_space, env.action_space = observations, actions
+    with pytest.raises(UsageError, match=words) as caught:
+        build.make_agent(config(algorithm), env)
+    assert str(caught.value).startswith("Some-v0: ")
+
+
+def test_normalisation_follows_the_configuration() -> None:
+    run = config("acktr")
+    wrapped = build.normalised(still(VECTOR), run)
+    assert isinstance(wrapped, VecNormalize)
+    assert (wrapped.norm_obs, wrapped.norm_reward, wrapped.gamma) == (True, True, run.acktr.gamma)
+    images = build.normalised(still(IMAGE), run)
+    assert isinstance(images, VecNormalize)
+    assert not images.norm_obs
+    nothing = replace(run, normalisation=replace(run.normalisation, observations=False, rewards=False))
+    assert not isinstance(build.normalised(still(VECTOR), nothing), VecNormalize)
+
+
+def test_frozen_environments_learn_nothing() -> None:
+    run = config("acktr")
+    training = build.normalised(still(VECTOR), run)
+    assert isinstance(training, VecNormalize)
+    env = build.frozen(still(VECTOR), run, training)
+    before = training.obs_rms.count  # type: ignore[union-attr]
+    env.reset()
+    env.step(np.zeros(2, int))
+    assert env.obs_rms is training.obs_rms  # type: ignore[attr-defined]
+    assert training.obs_rms.count == before  # type: ignore[union-attr]
+    training.reset()
+    assert training.obs_rms.count > before  # type: ignore[union-attr]
+
+
+def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cpu"):
+        build.make_agent(replace(config("ppo"), device="cuda"), still(VECTOR))
+
+
+def test_schedules() -> None:
+    assert schedule(0.3, "constant") == pytest.approx(0.3)
+    assert schedule(0.3, "linear")(0.5) == pytest.approx(0.15)

@@ -1,0 +1,104 @@
+"""Steps stay within their regions, measured from outside with SB3's own policies and torch's own divergences."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import gymnasium as gym
+import pytest
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+
+from acktr.sb3 import ActorSettings, CriticSettings
+from acktr.trust_region import BlockMetric
+from tests.sb3.worlds import IMAGE, PLANE, TINY_CNN, TURNS, noise, normalised, observed_steps, small_agent, vectorised
+
+SLACK = 1.5
+ONE_STEP = CriticSettings(n_epochs=1, n_minibatches=1)
+WORLDS = {
+    "cartpole": ("MlpPolicy", lambda: vectorised(lambda: gym.make("CartPole-v1"), 4), {}),
+    "pendulum": ("MlpPolicy", lambda: normalised(lambda: gym.make("Pendulum-v1"), 4), {}),
+    "images, discrete": ("CnnPolicy", lambda: vectorised(noise(IMAGE, TURNS)), {"policy_kwargs": TINY_CNN}),
+    "images, box": ("CnnPolicy", lambda: vectorised(noise(IMAGE, PLANE)), {"policy_kwargs": TINY_CNN}),
+}
+
+
+def watched(world, updates=6, **kwargs):
+    """An agent after a short training, with (KL, mean squared value change, mean squared residual) of each update."""
+    policy, make, settings = WORLDS[world]
+    agent = small_agent(policy, make(), **({"n_steps": 32, "critic": ONE_STEP} | settings | kwargs))
+    train, measured = agent.train, []
+
+    def watch():
+        before = deepcopy(agent.policy)
+        train()
+        measured.append(distances(before, agent.policy, agent.rollout_buffer))
+
+    agent.train = watch
+    agent.learn(updates * agent.n_steps * agent.n_envs)
+    return agent, measured
+
+
+@torch.no_grad()
+def distances(before, after, buffer):
+    observations = obs_as_tensor(buffer.swap_and_flatten(buffer.observations), before.device)
+    old, new = (policy.get_distribution(observations).distribution for policy in (before, after))
+    divergence = torch.distributions.kl_divergence(old, new)
+    kl = divergence.sum(-1) if divergence.ndim > 1 else divergence
+    change = before.predict_values(observations) - after.predict_values(observations)
+    residual = torch.as_tensor(buffer.returns - buffer.values)
+    return kl.mean().item(), change.square().mean().item(), residual.square().mean().item()
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.002])
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_policy_stays_within_its_radius(world, radius):
+    _, measured = watched(world, actor=ActorSettings(radius=radius))
+    steps = [kl for kl, _, _ in measured]
+    assert len(steps) == 6
+    assert max(steps) <= SLACK * radius
+    assert max(steps) > 0.1 * radius, "steps that do not move prove nothing"
+
+
+def test_without_measuring_the_blocks_metric_goes_too_far():
+    blind = ActorSettings(radius=0.02, combination=None, metric=BlockMetric(), corrections=0)
+    _, measured = watched("cartpole", actor=blind)
+    assert max(kl for kl, _, _ in measured) > SLACK * 0.02
+
+
+@pytest.mark.parametrize("world", ["cartpole", "pendulum"])
+def test_the_value_stays_within_its_share_of_the_residual(world):
+    _, measured = watched(world)
+    for _, change, residual in measured:
+        assert 0 < change <= SLACK * 0.1 * residual
+
+
+@pytest.mark.parametrize("world", ["images, discrete", "images, box"])
+def test_a_shared_trunk_bounds_the_value_too(world):
+    """KL of the value's part is ½ c_v E[(ΔV)²] / s², s² the running mean squared residual, so it is ≤ the radius."""
+    agent, measured = watched(world, updates=1)
+    residual = float(agent.update_state.residual)
+    (_, change, batch_residual), *_ = measured
+    assert residual == pytest.approx(batch_residual, rel=1e-4)
+    assert 0 < 0.5 * agent.vf_coef * change / residual <= SLACK * agent.actor.radius
+
+
+def test_every_step_of_many_stays_within_its_own_radius():
+    actor = ActorSettings(radius=0.01, n_epochs=2, n_minibatches=2)
+    critic = CriticSettings(n_epochs=3, n_minibatches=2)
+    agent = small_agent("MlpPolicy", vectorised(lambda: gym.make("CartPole-v1"), 4), actor=actor, critic=critic)
+    policy, value = observed_steps(agent.actor_optimizer), observed_steps(agent.critic_optimizer)
+    agent.learn(5 * 64)
+    assert (len(policy), len(value)) == (20, 30)
+    for radius, report in (*policy, *value):
+        assert 0 < report.kl_measured <= SLACK * radius
+        assert 0 < report.scale <= 1
+    assert {radius for radius, _ in policy} == {0.01}
+
+
+def test_the_exact_prediction_is_near_the_measurement():
+    agent = small_agent("MlpPolicy", vectorised(lambda: gym.make("CartPole-v1"), 4), n_steps=64)
+    steps = observed_steps(agent.actor_optimizer)
+    agent.learn(6 * 256)
+    for _, report in steps:
+        assert 0.6 < report.kl_measured / report.kl_predicted < 1.6
