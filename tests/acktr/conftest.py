@@ -1,5 +1,7 @@
 """Oracles: the engine's quantities written the slow and obvious way, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -60,14 +62,19 @@ class ActorCritic(nn.Module):
 
 def mlp(*sizes):
     layers = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
 def convnet():
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 4, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     )
 
 

@@ -1,0 +1,349 @@
+"""The optimizer as torch's users meet it: hyperparameters, schedules, bad numbers, learning."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
+from acktr.likelihood import Categorical, ScalarGaussian
+from acktr.optimizer import MAX_SKIPS, NaturalGradient, StepRule
+
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
+NAN = float("nan")
+
+
+def classification(oracle, examples=32):
+    inputs = torch.randn(examples, 4)
+    return oracle.mlp(4, 8, 3), inputs, inputs[:, :3].argmax(-1)
+
+
+def train_step(optimizer, inputs, classes, factor=1.0):
+    """One step of cross-entropy; `factor` spoils the gradient when it is NaN."""
+    with optimizer.recording():
+        logits = optimizer.network(inputs)
+    optimizer.update_curvature((classes,))
+    optimizer.zero_grad()
+    loss = F.cross_entropy(logits, classes)
+    (factor * loss).backward()
+    optimizer.step()
+    return loss.item()
+
+
+def snapshot(network):
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def same(network, before):
+    return all(torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+
+
+@every_block
+@pytest.mark.parametrize("fisher", [SampledFisher(), SampledFisher(3), ExactFisher(), EmpiricalFisher()], ids=repr)
+def test_a_few_steps_learn_a_classification(factory, fisher, oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), factory, radius=0.02, fisher=fisher)
+    losses = [train_step(optimizer, inputs, classes) for _ in range(25)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert optimizer.skipped == 0
+
+
+@every_block
+def test_a_few_steps_learn_a_regression(factory, oracle):
+    network = nn.Sequential(oracle.mlp(4, 8, 1), nn.Flatten(0))
+    inputs = torch.randn(64, 4)
+    targets = inputs[:, 0].sin() + inputs[:, 1]
+    optimizer = NaturalGradient(network, ScalarGaussian(), factory, radius=0.1, damping=1e-3)
+    losses = []
+    for _ in range(25):
+        with optimizer.recording():
+            values = network(inputs)
+        optimizer.update_curvature()
+        optimizer.zero_grad()
+        loss = 0.5 * F.mse_loss(values, targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_network_with_layer_norm_learns_too_and_says_once_what_it_does(oracle, caplog):
+    _, inputs, classes = classification(oracle)
+    network = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+    with caplog.at_level(logging.WARNING, logger="acktr"):
+        optimizer = NaturalGradient(network, Categorical(), radius=0.02)
+        losses = [train_step(optimizer, inputs, classes) for _ in range(25)]
+    assert len(caplog.records) == 2
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_no_learning_rate_is_no_learning(oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), lr=0.0)
+    before = snapshot(network)
+    losses = [train_step(optimizer, inputs, classes) for _ in range(3)]
+    assert same(network, before)
+    assert losses[0] == losses[-1]
+    assert optimizer.report.scale == 0
+
+
+def test_torch_s_schedulers_drive_the_learning_rate(oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), lr=0.1, radius=float("inf"))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=4)
+    scales = []
+    for _ in range(5):
+        train_step(optimizer, inputs, classes)
+        scales.append(optimizer.report.scale)
+        scheduler.step()
+    assert scales == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
+
+
+@every_block
+def test_much_damping_makes_the_step_follow_the_plain_gradient(factory, oracle):
+    network, inputs, classes = classification(oracle)
+    cosines = []
+    for damping in (1e-3, 1e10):
+        # Without combination: coefficients per layer are another matter, tested beside.
+        rule = StepRule(combination=None)
+        optimizer = NaturalGradient(network, Categorical(), factory, lr=1e30, damping=damping, radius=1e-8, rule=rule)
+        before = snapshot(network)
+        train_step(optimizer, inputs, classes)
+        step = torch.cat([(p.detach() - b).flatten() for p, b in zip(network.parameters(), before, strict=True)])
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+        cosines.append(float(-step @ gradient / step.norm() / gradient.norm()))
+    assert cosines[0] < 0.99
+    # Factored damping of size √λ = 1e5 leaves cross terms of relative size 1e-5; the others are at rounding.
+    assert cosines[1] > 1 - 1e-6
+
+
+def test_a_cold_start_follows_the_plain_gradient_within_the_radius(oracle):
+    network, inputs, classes = classification(oracle)
+    rule = StepRule(cold_start=1)
+    optimizer = NaturalGradient(network, Categorical(), lr=1e6, radius=1e-8, rule=rule)
+    for cold in (True, False):
+        before = snapshot(network)
+        train_step(optimizer, inputs, classes)
+        step = torch.cat([(p.detach() - b).flatten() for p, b in zip(network.parameters(), before, strict=True)])
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+        aligned = float(-step @ gradient / step.norm() / gradient.norm()) > 1 - 1e-6
+        assert aligned == cold
+        assert optimizer.report.kl_measured == pytest.approx(1e-8, rel=0.1)
+
+
+def test_weight_decay_pulls_towards_zero(oracle):
+    network, inputs, _ = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), weight_decay=0.1, radius=float("inf"), lr=0.1)
+    with optimizer.recording():
+        network(inputs)
+    optimizer.update_curvature()
+    norm = sum(float(p.detach().square().sum()) for p in network.parameters())
+    optimizer.step()  # no loss at all: `.grad` is None everywhere
+    assert sum(float(p.detach().square().sum()) for p in network.parameters()) < norm
+
+
+def test_momentum_carries_the_direction_on(oracle):
+    steps = {}
+    for momentum in (0.0, 0.9):
+        torch.manual_seed(0)
+        network, inputs, classes = classification(oracle)
+        optimizer = NaturalGradient(network, Categorical(), momentum=momentum, radius=float("inf"), lr=1e-3)
+        train_step(optimizer, inputs, classes)
+        before = snapshot(network)
+        with optimizer.recording():
+            network(inputs)
+        optimizer.update_curvature()
+        optimizer.zero_grad()  # nothing pulls but what is carried
+        optimizer.step()
+        steps[momentum] = sum(float((p - b).square().sum()) for p, b in zip(network.parameters(), before, strict=True))
+    assert steps[0.0] == 0
+    assert steps[0.9] > 0
+
+
+def test_a_closure_is_called_with_gradients_enabled(oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical())
+    with optimizer.recording():
+        logits = network(inputs)
+    optimizer.update_curvature()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits, classes)
+        loss.backward()
+        return loss
+
+    before = snapshot(network)
+    assert float(optimizer.step(closure)) == pytest.approx(float(F.cross_entropy(logits, classes)))
+    assert not same(network, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("damping", 0.0),
+        ("damping", -1.0),
+        ("damping", NAN),
+        ("radius", 0.0),
+        ("radius", NAN),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("lr", -1.0),
+        ("lr", float("inf")),
+        ("weight_decay", NAN),
+    ],
+)
+def test_hyperparameters_out_of_range_are_named_with_their_value(name, value, oracle):
+    with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
+        NaturalGradient(oracle.mlp(2, 2), Categorical(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: StepRule(refresh_period=0), "refresh_period must be at least 1, got 0"),
+        (lambda: StepRule(corrections=-1), "corrections must be at least 0, got -1"),
+        (lambda: StepRule(cold_start=-2), "cold_start must be at least 0, got -2"),
+        (lambda: StepRule(examples=0), "examples must be at least 1.*got 0"),
+        (lambda: SampledFisher(0), "samples must be at least 1, got 0"),
+        (lambda: ScalarGaussian(0.0), r"variance must be positive and finite, got 0\.0"),
+        (lambda: EKFAC(ema=1.0).build((2, 2)), r"ema must be in \[0, 1\), got 1\.0"),
+    ],
+)
+def test_settings_out_of_range_are_named_with_their_value(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_nothing_to_train_and_a_second_group_are_refused(oracle):
+    network = oracle.mlp(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing can be trained"):
+        NaturalGradient(network, Categorical())
+    optimizer = NaturalGradient(oracle.mlp(2, 2), Categorical())
+    with pytest.raises(ValueError, match="one metric and one radius"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+
+def test_a_step_before_any_curvature_is_refused(oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical())
+    with optimizer.recording():
+        logits = network(inputs)
+    F.cross_entropy(logits, classes).backward()
+    with pytest.raises(RuntimeError, match=r"call update_curvature\(\) before step"):
+        optimizer.step()
+
+
+@every_block
+def test_a_gradient_of_nan_is_skipped_counted_and_at_last_an_error(factory, oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), factory, momentum=0.5)
+    train_step(optimizer, inputs, classes)
+    before = snapshot(network)
+    for skips in range(1, MAX_SKIPS):
+        train_step(optimizer, inputs, classes, factor=NAN)
+        assert optimizer.skipped == skips
+        assert optimizer.report.scale == 0
+        assert same(network, before)
+    with pytest.raises(FloatingPointError, match=r"the gradient was not finite 10 times in a row"):
+        train_step(optimizer, inputs, classes, factor=NAN)
+    assert same(network, before)
+    train_step(optimizer, inputs, classes)
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+    assert not same(network, before)
+
+
+def test_a_good_step_forgives_the_skips_before_it(oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical())
+    for k in range(3 * MAX_SKIPS):
+        train_step(optimizer, inputs, classes, factor=NAN if k % 3 else 1.0)
+    assert optimizer.skipped == 2 * MAX_SKIPS
+
+
+@every_block
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_inputs_that_are_not_finite_leave_curvature_and_parameters_alone(factory, bad, oracle):
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), factory)
+    train_step(optimizer, inputs, classes)
+    before, state = snapshot(network), optimizer.curvature.state_dict()
+    spoiled = inputs.clone()
+    spoiled[3, 1] = bad
+    train_step(optimizer, spoiled, classes)
+    assert optimizer.skipped > 0
+    assert same(network, before)
+    later = optimizer.curvature.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(tensors(state), tensors(later), strict=True))
+    train_step(optimizer, inputs, classes)
+    assert not same(network, before)
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for value in tree.values() for t in tensors(value)]
+    return [t for value in tree for t in tensors(value)] if isinstance(tree, list | tuple) else []
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("rule", [StepRule(), StepRule(combination=None)], ids=["combined", "plain"])
+def test_a_direction_that_overflows_poisons_neither_parameters_nor_momentum(rule, momentum, oracle):
+    network, inputs, classes = classification(oracle)
+    network, inputs = network.float(), inputs.float()
+    optimizer = NaturalGradient(network, Categorical(), momentum=momentum, rule=rule, damping=1e-6)
+    train_step(optimizer, inputs, classes)
+    before = snapshot(network)
+    with optimizer.recording():
+        network(inputs)
+    optimizer.update_curvature()
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    network[0].weight.grad[0, 0] = 1e38  # finite, but not once it is divided by a small eigenvalue
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert same(network, before)
+    train_step(optimizer, inputs, classes)
+    assert not same(network, before)
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_the_previous_step_is_one_more_column(oracle):
+    paths = []
+    for previous_step in (False, True):
+        torch.manual_seed(0)
+        network, inputs, classes = classification(oracle)
+        rule = StepRule(combination=LayerCombination(previous_step=previous_step))
+        optimizer = NaturalGradient(network, Categorical(), rule=rule)
+        path = []
+        for _ in range(2):
+            train_step(optimizer, inputs, classes)
+            path.append(snapshot(network))
+        paths.append(path)
+    first, second = zip(*paths, strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(*first, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(*second, strict=True))
+
+
+def test_momentum_and_the_previous_step_can_be_used_together(oracle):
+    network, inputs, classes = classification(oracle)
+    rule = StepRule(combination=LayerCombination(previous_step=True), cold_start=2)
+    optimizer = NaturalGradient(network, Categorical(), momentum=0.5, rule=rule, radius=0.02)
+    losses = [train_step(optimizer, inputs, classes) for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
+def test_only_the_given_parameters_are_trained(oracle):
+    network, inputs, classes = classification(oracle)
+    chosen = {name: p for name, p in network.named_parameters() if name.startswith("2")}
+    optimizer = NaturalGradient(network, Categorical(), parameters=chosen)
+    first, last = network[0].weight.clone(), network[2].weight.clone()
+    train_step(optimizer, inputs, classes)
+    assert torch.equal(network[0].weight, first)
+    assert not torch.equal(network[2].weight, last)

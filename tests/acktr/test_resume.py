@@ -1,0 +1,124 @@
+"""A run that is saved and restored is the run that was not."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from acktr.combination import LayerCombination
+from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.likelihood import Categorical
+from acktr.optimizer import NaturalGradient, StepRule
+
+RULES = {
+    "default": StepRule(),
+    "previous step": StepRule(combination=LayerCombination(previous_step=True)),
+    "cold start": StepRule(cold_start=8),
+    "refresh": StepRule(refresh_period=3),
+    "part": StepRule(combination=None, examples=7, corrections=1),
+}
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def optimizer_of(net, factory, rule, momentum=0.0):
+    return NaturalGradient(net, Categorical(), factory, rule=rule, momentum=momentum, radius=1e-2)
+
+
+def run(optimizer, batches):
+    for inputs, classes in batches:
+        with optimizer.recording():
+            logits = optimizer.network(inputs)
+        optimizer.update_curvature()
+        optimizer.zero_grad()
+        F.cross_entropy(logits, classes).backward()
+        optimizer.step()
+
+
+def batches(count):
+    return [(torch.randn(12, 4), torch.randint(0, 3, (12,))) for _ in range(count)]
+
+
+def through_a_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def identical(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("rule", RULES)
+def test_ten_steps_after_restoring_are_the_same_to_the_last_bit(rule, momentum, factory):
+    net = network()
+    optimizer = optimizer_of(net, factory, RULES[rule], momentum)
+    run(optimizer, batches(5))
+    saved = through_a_file(optimizer.state_dict())
+    twin = copy.deepcopy(net)
+    restored = optimizer_of(twin, factory, RULES[rule], momentum)
+    restored.load_state_dict(saved)
+    rest = batches(10)
+    run(optimizer, rest)
+    run(restored, rest)
+    assert identical(net, twin)
+    assert optimizer.report == restored.report
+    assert optimizer._steps == restored._steps == 15
+
+
+@pytest.mark.parametrize("left_out", ["curvature", "counters", "generator", "state"])
+def test_every_part_of_the_state_is_needed(left_out):
+    rule = StepRule(cold_start=7, combination=LayerCombination(previous_step=True))
+    net = network()
+    optimizer = optimizer_of(net, EKFAC(), rule, momentum=0.9)
+    run(optimizer, batches(5))
+    saved = optimizer.state_dict()
+    twin = copy.deepcopy(net)
+    restored = optimizer_of(twin, EKFAC(), rule, momentum=0.9)
+    fresh = restored.state_dict()
+    if left_out == "state":
+        saved["state"] = fresh["state"]
+    else:
+        saved["natural"] = saved["natural"] | {left_out: fresh["natural"][left_out]}
+    restored.load_state_dict(saved)
+    rest = batches(10)
+    run(optimizer, rest)
+    run(restored, rest)
+    assert not identical(net, twin)
+
+
+def test_what_was_saved_does_not_move_on_with_the_run():
+    net = network()
+    optimizer = optimizer_of(net, EKFAC(), StepRule(), momentum=0.9)
+    run(optimizer, batches(3))
+    saved = optimizer.state_dict()["natural"]  # the rest is torch's own, by reference as everywhere in torch
+    kept = through_a_file(saved)
+    run(optimizer, batches(3))
+    later = through_a_file(saved)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(kept), tensors(later), strict=True))
+    assert kept["counters"] == later["counters"]
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        return [t for value in tree.values() for t in tensors(value)]
+    return [t for value in tree for t in tensors(value)] if isinstance(tree, list | tuple) else []
+
+
+def test_hyperparameters_come_back_with_the_state():
+    optimizer = optimizer_of(network(), EKFAC(), StepRule())
+    optimizer.param_groups[0]["lr"] = 0.123
+    restored = optimizer_of(network(), EKFAC(), StepRule())
+    restored.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert restored.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
