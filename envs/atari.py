@@ -217,9 +217,9 @@ class AtariVecEnv(VecEnv):
             indices: Environments to change.
 
         Raises:
-            NotImplementedError: Always.
+            WorldError: Always.
         """
-        raise NotImplementedError(f"cannot set {attr_name!r} of Atari games to {value!r}; choose it in AtariOptions")
+        raise WorldError(f"cannot set {attr_name!r} of Atari games to {value!r}; choose it in AtariOptions")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -233,11 +233,9 @@ class AtariVecEnv(VecEnv):
             **method_kwargs: Its keyword arguments.
 
         Raises:
-            NotImplementedError: Always.
+            WorldError: Always.
         """
-        raise NotImplementedError(
-            f"Atari games have no Python method {method_name!r}; use the vector environment's own methods"
-        )
+        raise WorldError(f"Atari games have no Python method {method_name!r}; use the vector environment's own methods")
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
