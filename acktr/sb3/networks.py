@@ -95,7 +95,9 @@ def shares_trunk(policy: ActorCriticPolicy) -> bool:
     Returns:
         True for SB3's CNN policies, False for its MLP policies, whose shared extractor only flattens.
     """
-    return policy.share_features_extractor and any(p.requires_grad for p in policy.features_extractor.parameters())
+    observations, _ = policy.obs_to_tensor(policy.observation_space.sample())
+    actor = reached_parameters(ActorNetwork(policy), observations)
+    return not actor.keys().isdisjoint(reached_parameters(CriticNetwork(policy), observations))
 
 
 def reached_parameters(network: nn.Module, observations: Any) -> dict[str, nn.Parameter]:
