@@ -206,6 +206,8 @@ class ACKTR(OnPolicyAlgorithm):
         buffer = self.rollout_buffer
         check_finite(observations=buffer.observations, rewards=buffer.rewards, returns=buffer.returns)
         self.policy.set_training_mode(True)
+        # The last rollout may end beyond the total, where linear schedules would turn negative.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate(self._optimizers())
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
