@@ -48,7 +48,8 @@ class StepRule:
     corrections: int = 2
     """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
     examples: int | None = None
-    """Examples, drawn anew each step, on which exact forms and KLs are evaluated; None for the whole batch."""
+    """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
+    on all."""
     refresh_period: int = 1
     """Curvature updates between two decompositions."""
     cold_start: int = 0
@@ -199,18 +200,18 @@ class NaturalGradient(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradient = self._gradient()
-        args, outputs = self._evaluation_batch(self._capture.last)
+        record = self._capture.last
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
         if not self.curvature.ready or not _all_finite(gradient.values()):
             self._skip("the gradient")
             return loss
-        direction, quadratic = self._direction(gradient, args)
+        direction, quadratic = self._direction(gradient, self._form_batch(record))
         if not _all_finite(direction.values()):
             self._skip("the direction")
             return loss
-        self._move(direction, quadratic, args, outputs)
+        self._move(direction, quadratic, record.args, record.outputs)
         self._steps += 1
         return loss
 
@@ -222,12 +223,14 @@ class NaturalGradient(torch.optim.Optimizer):
             gradient[name] = own.add(p, alpha=decay) if decay else own
         return gradient
 
-    def _evaluation_batch(self, record: Pass) -> tuple[tuple[Any, ...], Outputs]:
+    def _form_batch(self, record: Pass) -> tuple[Any, ...]:
+        """The inputs of the exact forms: a forward-mode pass per layer costs more than the one that measures a KL."""
         if self.rule.examples is None or self.rule.examples >= record.examples:
-            return record.args, record.outputs
+            return record.args
         device = record.outputs[0].device
         rows = torch.randperm(record.examples, generator=self._generator, device=device)[: self.rule.examples]
-        return take_rows(record.args, rows), take_rows(record.outputs, rows)
+        args: tuple[Any, ...] = take_rows(record.args, rows)
+        return args
 
     def _direction(self, gradient: Tensors, args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
         """Which way: descent direction and its quadratic form."""

@@ -119,6 +119,8 @@ class ActorConfig:
     """Forward passes that may rescale a step until its measured KL meets the radius."""
     curvature_examples: int | None
     """Examples of a batch, drawn anew each step, for curvature, exact forms and measured KLs; None takes all."""
+    exact_examples: int | None
+    """Of these, examples in the exact forms alone; None takes all."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     cold_start: int

@@ -46,6 +46,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
         curvature_examples=config.curvature_examples,
+        exact_examples=config.exact_examples,
         refresh_period=config.refresh_period,
         cold_start=config.cold_start,
         n_epochs=config.n_epochs,

@@ -79,7 +79,7 @@ class BlockDiagonal:
         parameters: Mapping[str, nn.Parameter],
         factory: CurvatureFactory,
         rules: Mapping[str, BlockRule] | None = None,
-        max_rows: int = 8192,
+        max_rows: int = 4096,
     ) -> None:
         self.max_rows = max_rows
         rules = rules or {}

@@ -162,6 +162,7 @@ class ACKTR(OnPolicyAlgorithm):
             combination=settings.combination,
             metric=settings.metric,
             corrections=settings.corrections,
+            examples=settings.exact_examples if isinstance(settings, ActorSettings) else None,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
         )

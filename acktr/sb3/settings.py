@@ -43,6 +43,8 @@ class ActorSettings:
 
     A quarter of an image batch gives the same curvature after averaging, for a pass of its own at a quarter of the
     cost (Martens & Grosse 2015, section 8, take an eighth)."""
+    exact_examples: int | None = None
+    """Of these, examples in the exact forms alone, which cost a forward-mode pass per layer; None for all."""
     refresh_period: int = 1
     """Updates between two refreshes of the bases."""
     cold_start: int = 0
