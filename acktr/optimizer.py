@@ -163,13 +163,17 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         return self._capture.recording()
 
-    def update_curvature(self, targets: Outputs | None = None) -> None:
-        """Run the Fisher's backward pass on the recorded call; `.grad` is not touched.
+    def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
+        """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
 
-        Call it before the loss's own backward pass, which frees the graph.
+        Call it before the loss's own backward pass, which frees the graph. Where the objective's output gradient is a
+        number per example times the Fisher's one seed (a critic's residual times its seed of ones, an advantage times
+        the taken action's score), no backward pass of its own is needed: with these numbers as `weights`, the
+        gradient of the mean objective is taken from the same pass and put into `.grad`.
 
         Args:
             targets: for the empirical Fisher alone.
+            weights: objective's output gradient over the seed, shape [N]; the gradient is Σ_n w_n g_n aₙᵀ / N.
         """
         record = self._capture.last
         if not _all_finite(record.outputs):  # no target can be drawn from NaN
@@ -177,10 +181,13 @@ class NaturalGradient(torch.optim.Optimizer):
             return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
         refresh = self._updates % self.rule.refresh_period == 0
-        if self.curvature.update(record, seeds, refresh, self._generator):
-            self._updates += 1
-        else:
+        if not self.curvature.update(record, seeds, refresh, self._generator):
             self._skip("the Fisher's backward pass")
+            return
+        self._updates += 1
+        if weights is not None:
+            for name, gradient in self.curvature.weighted_gradient(weights).items():
+                self.parameters[name].grad = gradient
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -252,6 +259,10 @@ class NaturalGradient(torch.optim.Optimizer):
             quadratic = self._quadratic(descent, linearisation)
         return descent, quadratic
 
+    @property
+    def _metric_is_block(self) -> bool:
+        return isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None
+
     def _with_momentum(self, descent: Tensors) -> Tensors:
         momentum = self.param_groups[0]["momentum"]
         if not momentum:
@@ -271,9 +282,9 @@ class NaturalGradient(torch.optim.Optimizer):
         scale = trust_region_scale(quadratic, group["radius"], group["lr"])
         self._place(start, direction, scale)
         scale, measured = self._correct(start, direction, scale, args, outputs)
-        block = float(self.curvature.quadratic(direction)) if self.curvature.ready else float("nan")
+        block = quadratic if self._metric_is_block else self.curvature.quadratic(direction)
         half = 0.5 * scale**2
-        self.report = StepReport(scale, half * float(quadratic), half * block, measured)
+        self.report = StepReport(scale, half * float(quadratic), half * float(block), measured)
         self._skipped_in_a_row = 0
         self._remember(direction, scale)
 

@@ -8,6 +8,7 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor, nn
 
+from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.optimizer import NaturalGradient, StepReport
 from acktr.sb3.rollout import Rollout, policy_loss
@@ -100,13 +101,22 @@ def critic_steps(
         What the steps did.
     """
     log = StepLog()
+    # With seeds of ones the objective's output gradient is the residual times the seed.
+    one_pass = isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         with optimizer.recording():
             values = critic(batch.observations)
-        optimizer.update_curvature((batch.returns,))
-        loss = 0.5 * (values - batch.returns).square().mean()
-        optimizer.param_groups[0]["radius"] = radius * max(float(loss.detach()), 1e-12)
-        log.add(_descend(optimizer, loss), loss)
+        residual = values.detach() - batch.returns
+        loss = 0.5 * residual.square().mean()
+        optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
+        if one_pass:
+            optimizer.update_curvature(weights=residual)
+            optimizer.step()
+            log.add(optimizer.report, loss)
+        else:
+            optimizer.update_curvature((batch.returns,))
+            objective = 0.5 * (values - batch.returns).square().mean()
+            log.add(_descend(optimizer, objective), loss)
     return log
 
 
