@@ -8,6 +8,7 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor, nn
 
+from acktr.combination import ObjectiveCombination
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.optimizer import NaturalGradient, StepReport
@@ -153,7 +154,11 @@ def joint_steps(
         outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
         policy = policy_loss(joint.policy, outputs[:-1], batch, settings.clip_range, ent_coef)
         value = 0.5 * (outputs[-1] - batch.returns).square().mean() / joint.value.variance
-        log.add(_descend(optimizer, policy + value), policy + value)
+        if isinstance(settings.combination, ObjectiveCombination):
+            optimizer.step(parts=_gradients(optimizer, [policy, value]))
+            log.add(optimizer.report, policy + value)
+        else:
+            log.add(_descend(optimizer, policy + value), policy + value)
         if behaviour is not None and _too_far(joint, behaviour, _outputs(network, rollout), settings.max_rollout_kl):
             break
     return log
@@ -194,6 +199,16 @@ def _descend(optimizer: NaturalGradient, loss: Tensor) -> StepReport:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return optimizer.report
+
+
+def _gradients(optimizer: NaturalGradient, objectives: list[Tensor]) -> list[dict[str, Tensor]]:
+    parameters = optimizer.parameters
+    out = []
+    for objective in objectives:
+        grads = torch.autograd.grad(objective, list(parameters.values()), retain_graph=True, allow_unused=True)
+        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), grads, strict=True))
+        out.append(dict(zip(parameters, filled, strict=True)))
+    return out
 
 
 @torch.no_grad()
