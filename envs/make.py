@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs.atari import AtariVecEnv
 from envs.catalogue import find_spec, is_atari, is_mujoco, require
+from envs.drawing import lighten
 from envs.errors import WorldError, did_you_mean
 from envs.guard import FiniteGuard
 from envs.inprocess import InProcessVecEnv
@@ -98,7 +99,7 @@ def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:
     if options.render_mode is not None:
         kwargs["render_mode"] = options.render_mode
     try:
-        return gym.make(spec, max_episode_steps=options.time_limit, **kwargs)
+        env = gym.make(spec, max_episode_steps=options.time_limit, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in kwargs:
@@ -107,6 +108,9 @@ def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:
         raise WorldError(f"{spec.id} has no option {name!r}{did_you_mean(name, _option_names(spec))}") from error
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise WorldError(f"a package of {spec.id} is missing: {error}") from error
+    if options.render_mode == "rgb_array" and is_mujoco(spec):
+        lighten(env)
+    return env
 
 
 def _option_names(spec: EnvSpec) -> list[str]:
