@@ -98,6 +98,9 @@ def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:
     kwargs = dict(options.env_kwargs)
     if options.render_mode is not None:
         kwargs["render_mode"] = options.render_mode
+        if is_mujoco(spec) and "camera_id" not in kwargs:
+            # The model's own camera follows the body; gymnasium's default stays behind.
+            kwargs.setdefault("camera_name", "track")
     try:
         env = gym.make(spec, max_episode_steps=options.time_limit, **kwargs)
     except TypeError as error:
