@@ -44,19 +44,32 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     """
     networks = [plan.network] if plan.network != "all" else list(PROBLEMS)
     present = [peer for peer in PEERS if engines.installed(peer)]
-    notes = [f"{peer} is not installed and was left out: pip install '.[bench]'" for peer in PEERS if peer not in present]
+    advice = "is not installed and was left out: pip install '.[bench]'"
+    notes = [f"{peer} {advice}" for peer in PEERS if peer not in present]
     wanted = {label(*key): key for network in networks for key in _subjects(network, present)}
+    failures: dict[str, str] = {}
 
-    def measure_once(subject: str, number: int) -> Timing:
-        return isolated(measure, *wanted[subject], plan.updates, number)
+    def attempt(subject: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        # A peer that cannot do it is a finding; that we cannot would be our failure.
+        if subject in failures:
+            return None
+        try:
+            return isolated(function, *arguments)
+        except Exception as error:
+            if wanted[subject][2] not in PEERS:
+                raise
+            failures[subject] = f"{subject} failed: {str(error).splitlines()[0]}"
+            return None
 
-    found = interleave(list(wanted), plan.repeats, measure_once, tell)
     agreements = {}
-    for network, method, who in wanted.values():
-        if who in PEERS:
-            tell(f"agreement: {label(network, method, who)}")
-            agreements[label(network, method, who)] = isolated(agreement, network, method, who)
-    return summarise(plan, wanted, found, agreements, notes)
+    for subject, key in wanted.items():
+        if key[2] in PEERS:
+            tell(f"agreement: {subject}")
+            agreements[subject] = attempt(subject, agreement, *key)
+    found = interleave(list(wanted), plan.repeats, lambda s, n: attempt(s, measure, *wanted[s], plan.updates, n), tell)
+    done = {subject: key for subject, key in wanted.items() if subject not in failures}
+    agreements = {subject: agreements[subject] for subject in done if subject in agreements}
+    return summarise(plan, done, found, agreements, [*notes, *failures.values()])
 
 
 def label(network: str, method: str, who: str) -> str:
@@ -181,8 +194,8 @@ def summarise(
         against = {clock: ratios(ours[clock], seconds[clock]) for clock in seconds}
         times = {clock: spread([1000 * s for s in side]) for clock, side in seconds.items()}
         compared = [] if who == OURS else [with_range(against[clock]) for clock in against]
-        name = f"{_TITLES[network]}, {method}, {who}"
-        rows.append([name, *(with_range(t, 1) for t in times.values()), *(compared or ["", ""]), *_phases(found[subject])])
+        cells = [f"{_TITLES[network]}, {method}, {who}", *(with_range(t, 1) for t in times.values())]
+        rows.append([*cells, *(compared or ["", ""]), *_phases(found[subject])])
         results[subject] = {"milliseconds": times, "ours_over_this": against, "rounds": raw(found[subject])}
     columns = ["", "ms", "CPU-ms", "ours ÷ this", "the same, CPU", *(f"{phase}, CPU-ms" for phase in PHASES)]
     title = f"Statistics, decomposition and one solve: median [range] of {plan.repeats}"

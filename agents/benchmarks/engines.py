@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -79,7 +80,7 @@ def mlp(seed: int, batch: int = 2048, width: int = 512) -> Problem:
     """
     torch.manual_seed(seed)
     sizes = [64, width, width, width, width]
-    hidden = [m for pair in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(*pair), nn.Tanh())]
+    hidden = [m for pair in pairwise(sizes) for m in (nn.Linear(*pair), nn.Tanh())]
     return _problem(nn.Sequential(*hidden, nn.Linear(width, 10)), torch.randn(batch, 64), 10)
 
 

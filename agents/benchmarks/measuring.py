@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -59,9 +61,9 @@ class Timing:
             clock: ``wall`` or ``cpu``.
 
         Returns:
-            Units per second; a time too short for the clock counts as its smallest tick.
+            Units per second; a time too short for the clock counts as a nanosecond a unit.
         """
-        return self.work / max(getattr(self, clock), 1e-9)
+        return 1 / max(self.per_unit(clock), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,13 @@ def isolated(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) 
 
 
 def clocks() -> tuple[float, float]:
-    """Read both clocks.
+    """Read both clocks, after a GPU in use has done what it was given.
 
     Returns:
         Seconds on the wall clock and of this process's processor time.
     """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 

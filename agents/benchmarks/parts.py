@@ -68,7 +68,7 @@ def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
     else:
         optimizer.likelihood = _joint(agent, rollout)
         weights = (agent.ent_coef, agent.vf_coef)
-        call = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor, weights, generator)  # type: ignore[assignment]
+        call = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor, weights, generator)
     return lambda: _forget(call())
 
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents import provenance, rundir
 from agents.benchmarks.measuring import Spread, Timing
 from agents.errors import UsageError
@@ -63,12 +65,13 @@ def check_folder(folder: Path) -> None:
         folder: The folder, which may not exist yet.
 
     Raises:
-        UsageError: If something else has its name, or it cannot be made.
+        UsageError: If something else stands in its place, or nothing can be written there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {folder} cannot be a folder ({error.strerror}); name another") from None
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"--output {folder} cannot be a folder, because {nearest} is a file; name another")
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(f"--output {folder} cannot be written, because {nearest} is protected; name another")
 
 
 def write(report: Report, folder: Path, command: Sequence[str], now: datetime) -> Path:
@@ -115,6 +118,7 @@ def origin(command: Sequence[str], now: datetime) -> dict[str, Any]:
         "packages": {**dict(described["packages"]), **packages},  # type: ignore[call-overload]
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "load_at_end": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
