@@ -203,7 +203,7 @@ def test_both_sides_of_an_update_learn_on_the_same_batches(
 
 
 def test_updates_are_compared() -> None:
-    phases = {name: (1.0, 2.0) for name in update.PHASES}
+    phases = dict.fromkeys(update.PHASES, (1.0, 2.0))
     found = update.summarise(
         update.Plan("mlp", 2, 4),
         {
@@ -268,7 +268,7 @@ def test_convolutions_agree() -> None:
 
 def test_a_peer_that_fails_or_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def stand_in(function: Any, *arguments: Any) -> Any:
-        network, method, who = arguments[:3]
+        _, method, who = arguments[:3]
         if who == "curvlinops" and method == "kfac":
             raise RuntimeError("eigh: did not converge\nmore")
         return Timing(2.0, 2.0, 1.0) if function is engine.measure else {"scale": 1.0, "product": 0.0, "solve": 0.0}
