@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +21,7 @@ from envs.errors import WorldError, did_you_mean
 from envs.guard import FiniteGuard
 from envs.inprocess import InProcessVecEnv
 from envs.options import EnvOptions
+from envs.quiet import quiet_compiler
 
 _DEFAULTS = EnvOptions()
 # Options with a field of their own in EnvOptions.
@@ -80,7 +82,8 @@ def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOp
 
     # A builder rather than an id: with an id, Stable-Baselines3 asks every world to draw.
     def build() -> gym.Env[Any, Any]:
-        return _build(spec, options)
+        with quiet_compiler() if is_mujoco(spec) else nullcontext():
+            return _build(spec, options)
 
     return make_vec_env(build, n_envs=n_envs, seed=seed, vec_env_cls=InProcessVecEnv)
 

@@ -152,6 +152,9 @@ class ACKTR(OnPolicyAlgorithm):
             raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {self.action_space}; wrap the environment")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+        for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
+            if parts < 1:
+                raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
         if self.normalize_advantage and self.n_steps * self.n_envs < 2:
             raise ValueError(
                 "a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False"

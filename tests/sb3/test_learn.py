@@ -183,3 +183,12 @@ def test_one_transition_has_no_variance():
         small_agent("MlpPolicy", vectorised(noise(), 1), n_steps=1)
     small_agent("MlpPolicy", vectorised(noise(), 1), n_steps=1, normalize_advantage=False).learn(3)
     small_agent("MlpPolicy", vectorised(noise(BOX, TURNS), 2), n_steps=1).learn(6)
+
+
+@pytest.mark.parametrize("who", ["actor", "critic"])
+def test_no_part_of_a_rollout_is_named(who):
+    settings = (
+        {"actor": ActorSettings(n_minibatches=0)} if who == "actor" else {"critic": CriticSettings(n_minibatches=0)}
+    )
+    with pytest.raises(ValueError, match=rf"{who}\.n_minibatches must be at least 1, got 0"):
+        small_agent("MlpPolicy", vectorised(noise()), **settings)
