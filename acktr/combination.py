@@ -92,7 +92,26 @@ class ObjectiveCombination(Combination):
     On images a value's per-example gradients are nearly equal (the background is), and blocks, which cannot see one
     direction common to all layers, make its step a thousand times too long: scaled back together with it, a policy
     would stand still. With one part this is K-FAC's exact coefficient of the whole step.
+
+    The damping is left to the blocks: two numbers are well determined by a batch, and with λ in their system a value
+    of small weight would be damped away.
     """
+
+    def combine(
+        self, pieces: list[Tensors], gradient: Tensors, damping: float, linearisation: Linearisation
+    ) -> tuple[Tensors, Tensor]:
+        """Solve for the coefficients without damping and join the pieces.
+
+        Args:
+            pieces: the directions.
+            gradient: ∇, one tensor per parameter.
+            damping: unused here.
+            linearisation: the exact Fisher's forward-mode passes.
+
+        Returns:
+            The combined direction, and its exact quadratic form (scalar, float64).
+        """
+        return super().combine(pieces, gradient, 0.0, linearisation)
 
     def columns(self, descents: Sequence[Tensors], split: Callable[[Tensors], list[Tensors]]) -> list[Tensors]:
         """The directions themselves.
