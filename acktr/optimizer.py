@@ -64,6 +64,16 @@ class StepRule:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One part of an objective."""
+
+    gradient: Tensors
+    """By parameter name."""
+    damping: float
+    """Added to the curvature's eigenvalues for this part: a noisier gradient wants more."""
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What one step did."""
 
@@ -191,14 +201,13 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, parts: Sequence[Tensors] | None = None
+        self, closure: Callable[[], float] | None = None, *, parts: Sequence[Part] | None = None
     ) -> float | None:
         """Take one step from the gradients in `.grad`.
 
         Args:
             closure: recomputes the loss and its gradients, as in torch.optim; rarely needed here.
-            parts: gradients, by parameter name, of an objective's parts in place of `.grad`; a combination gives each
-                a coefficient of its own.
+            parts: of the objective, in place of `.grad`; a combination gives each a coefficient of its own.
 
         Returns:
             The closure's loss, if there is one.
@@ -210,15 +219,15 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [self._gradient()] if parts is None else [self._with_decay(parts[0]), *parts[1:]]
+        parts = parts or [Part(self._gradient(), self.param_groups[0]["damping"])]
         record = self._capture.last
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or not all(_all_finite(g.values()) for g in gradients):
+        if not self.curvature.ready or not all(_all_finite(p.gradient.values()) for p in parts):
             self._skip("the gradient")
             return loss
-        direction, quadratic = self._direction(gradients, self._form_batch(record))
+        direction, quadratic = self._direction(parts, self._form_batch(record))
         if not _all_finite(direction.values()):
             self._skip("the direction")
             return loss
@@ -227,13 +236,12 @@ class NaturalGradient(torch.optim.Optimizer):
         return loss
 
     def _gradient(self) -> Tensors:
-        return self._with_decay({
-            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()
-        })
-
-    def _with_decay(self, gradient: Tensors) -> Tensors:
         decay = self.param_groups[0]["weight_decay"]
-        return {name: g.add(self.parameters[name], alpha=decay) if decay else g for name, g in gradient.items()}
+        gradient = {}
+        for name, p in self.parameters.items():
+            own = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient[name] = own.add(p, alpha=decay) if decay else own
+        return gradient
 
     def _form_batch(self, record: Pass) -> tuple[Any, ...]:
         """The inputs of the exact forms: a forward-mode pass per layer costs more than the one that measures a KL."""
@@ -244,11 +252,11 @@ class NaturalGradient(torch.optim.Optimizer):
         args: tuple[Any, ...] = take_rows(record.args, rows)
         return args
 
-    def _direction(self, gradients: list[Tensors], args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
+    def _direction(self, parts: Sequence[Part], args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
         """Which way: descent direction and its quadratic form."""
         group = self.param_groups[0]
         cold = self._steps < self.rule.cold_start
-        naturals = gradients if cold else [self.curvature.solve(g, group["damping"]) for g in gradients]
+        naturals = [p.gradient if cold else self.curvature.solve(p.gradient, p.damping) for p in parts]
         descents = [{name: -tensor for name, tensor in natural.items()} for natural in naturals]
         linearisation = Linearisation(self.network, self.parameters, args, self.likelihood)
         combination = self.rule.combination
@@ -258,7 +266,8 @@ class NaturalGradient(torch.optim.Optimizer):
         pieces = combination.columns(descents, self.curvature.split)
         if combination.previous_step and "previous_step" in self.state[next(iter(self.parameters.values()))]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        descent, quadratic = combination.combine(pieces, _sum(gradients), group["damping"], linearisation)
+        total = _sum([part.gradient for part in parts])
+        descent, quadratic = combination.combine(pieces, total, group["damping"], linearisation)
         if group["momentum"]:
             descent = self._with_momentum(descent)
             quadratic = self._quadratic(descent, linearisation)

@@ -273,8 +273,9 @@ class ACKTR(OnPolicyAlgorithm):
             self.action_likelihood, value_likelihood(float(state.residual), self.vf_coef)
         )
         network = cast(JointNetwork, self._joint_network)
-        coefficients = (self.ent_coef, self.vf_coef)
-        return joint_steps(network, self.actor_optimizer, rollout, self.actor, coefficients, state.generator)
+        dampings = (self.actor.damping, self.critic.damping)
+        optimizer = self.actor_optimizer
+        return joint_steps(network, optimizer, rollout, self.actor, self.ent_coef, dampings, state.generator)
 
     def _log(self, room: str, log: StepLog) -> None:
         for name, value in log.means().items():

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from acktr.combination import ObjectiveCombination
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
-from acktr.optimizer import NaturalGradient, StepReport
+from acktr.optimizer import NaturalGradient, Part, StepReport
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
@@ -126,7 +126,8 @@ def joint_steps(
     optimizer: NaturalGradient,
     rollout: Rollout,
     settings: ActorSettings,
-    coefficients: tuple[float, float],
+    ent_coef: float,
+    dampings: tuple[float, float],
     generator: Generator,
 ) -> StepLog:
     """Step a shared trunk along the natural gradient of policy and value together.
@@ -140,7 +141,8 @@ def joint_steps(
         optimizer: its likelihood is a `Joint`.
         rollout: the transitions.
         settings: how often, and when to stop.
-        coefficients: weights of the entropy bonus and of the value.
+        ent_coef: weight of the entropy bonus.
+        dampings: of the policy's and the value's direction, where the objectives are combined.
         generator: source of the shuffles.
 
     Returns:
@@ -148,14 +150,14 @@ def joint_steps(
     """
     log = StepLog()
     joint: Joint = optimizer.likelihood  # type: ignore[assignment]
-    ent_coef, _ = coefficients
     behaviour = _outputs(network, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
         policy = policy_loss(joint.policy, outputs[:-1], batch, settings.clip_range, ent_coef)
         value = 0.5 * (outputs[-1] - batch.returns).square().mean() / joint.value.variance
         if isinstance(settings.combination, ObjectiveCombination):
-            optimizer.step(parts=_gradients(optimizer, [policy, value]))
+            gradients = _gradients(optimizer, [policy, value])
+            optimizer.step(parts=[Part(g, damping) for g, damping in zip(gradients, dampings, strict=True)])
             log.add(optimizer.report, policy + value)
         else:
             log.add(_descend(optimizer, policy + value), policy + value)

@@ -67,8 +67,9 @@ def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
         call = partial(actor_steps, optimizer.network, optimizer, rollout, agent.actor, agent.ent_coef, generator)
     else:
         optimizer.likelihood = _joint(agent, rollout)
-        weights = (agent.ent_coef, agent.vf_coef)
-        call = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor, weights, generator)
+        dampings = (agent.actor.damping, agent.critic.damping)
+        step = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor)
+        call = partial(step, agent.ent_coef, dampings, generator)
     return lambda: _forget(call())
 
 
