@@ -7,7 +7,7 @@ intermediate result is rounded to (costs of float32 actions are float32), and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral, Real
@@ -75,7 +75,10 @@ class Task:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            _check_option(option.name, getattr(self, option.name), option.default)
+            value = getattr(self, option.name)
+            accepts, kind = _KINDS[str(option.type)]
+            if not accepts(value):
+                raise WorldError(f"{option.name} must be {kind}, got {value!r}")
         if self.frame_skip < 1:
             raise WorldError(f"frame_skip must be at least 1, got {self.frame_skip}")
 
@@ -179,7 +182,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Runner(Task):
-    """A body that is paid for its speed along x and pays for its effort."""
+    """A body that is paid for its speed along x and pays for its effort: w_v · v − w_a · ‖a‖²."""
 
     skipped: ClassVar[int] = 1
     """First positions, those along the ground, that are hidden from the agent by default."""
@@ -203,6 +206,31 @@ class Runner(Task):
             Positions (nq,) and velocities (nv,).
         """
         return uniform_start(self, rng, self.reset_noise_scale)
+
+    def observation(self, state: State) -> Floats:
+        """Show positions and velocities.
+
+        Args:
+            state: The present.
+
+        Returns:
+            A new array of shape (n_envs, nq + nv), less what is hidden.
+        """
+        return np.concatenate((self.seen_positions(state), state["qvel"]), axis=1)
+
+    def reward(self, before: Floats, state: State, actions: NDArray[Any], healthy: Flags) -> Floats:
+        """Pay for speed, charge for effort.
+
+        Args:
+            before: ``position`` before the step, shape (n_envs,).
+            state: What the step led to.
+            actions: Shape (n_envs, nu).
+            healthy: Without effect.
+
+        Returns:
+            Shape (n_envs,).
+        """
+        return np.asarray(self.forward_reward_weight * self.velocity(before, state) - self.control_cost(actions))
 
     def velocity(self, before: Floats, state: State) -> Floats:
         """Measure the speed of a step.
@@ -306,26 +334,24 @@ def within(values: Floats, bounds: tuple[float, float]) -> Flags:
     return np.asarray((low < values) & (values < high))
 
 
-def _check_option(name: str, value: object, default: object) -> None:
-    """Compare an option with the kind of its default.
-
-    Raises:
-        WorldError: If it is of another kind.
-    """
-    if isinstance(default, bool):
-        accepted, kind = isinstance(value, (bool, np.bool_)), "true or false"
-    elif isinstance(default, int):
-        accepted, kind = isinstance(value, Integral) and not isinstance(value, bool), "a whole number"
-    elif isinstance(default, float):
-        accepted, kind = _is_number(value), "a number"
-    elif isinstance(default, tuple):
-        pair = isinstance(value, (Sequence, np.ndarray)) and len(value) == 2 and all(map(_is_number, value))
-        accepted, kind = pair, "two numbers"
-    else:
-        accepted, kind = isinstance(value, str), "a string"
-    if not accepted:
-        raise WorldError(f"{name} must be {kind}, got {value!r}")
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and len(value) == 2 and all(map(_is_number, value))
+
+
+_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "bool": (lambda value: isinstance(value, (bool, np.bool_)), "true or false"),
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "str": (lambda value: isinstance(value, str), "a string"),
+    "int | str": (lambda value: _is_whole(value) or isinstance(value, str), "a whole number or a string"),
+    "tuple[float, float]": (_is_pair, "two numbers"),
+}
+"""What an option of each annotated type accepts, and how to say so."""

@@ -35,11 +35,6 @@ class Ant(MortalRunner):
     include_cfrc_ext_in_observation: bool = True
     """Show the contact forces."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.main_body, bool) or not isinstance(self.main_body, (int, str)):
-            raise WorldError(f"main_body must be a body's number or name, got {self.main_body!r}")
-        super().__post_init__()
-
     @cached_property
     def body(self) -> int:
         """Number of the body whose speed is rewarded.

@@ -31,35 +31,10 @@ class HalfCheetah(Runner):
         """
         return normal_start(self, rng, self.reset_noise_scale)
 
-    def observation(self, state: State) -> Floats:
-        """Show positions and velocities.
-
-        Args:
-            state: The present.
-
-        Returns:
-            Shape (n_envs, 17), or 18 with the x-coordinate.
-        """
-        return np.concatenate((self.seen_positions(state), state["qvel"]), axis=1)
-
-    def reward(self, before: Floats, state: State, actions: NDArray[Any], healthy: Flags) -> Floats:
-        """Pay for speed, charge for effort.
-
-        Args:
-            before: x before the step, shape (n_envs,).
-            state: What the step led to.
-            actions: Shape (n_envs, nu).
-            healthy: Without effect.
-
-        Returns:
-            Shape (n_envs,).
-        """
-        return np.asarray(self.forward_reward_weight * self.velocity(before, state) - self.control_cost(actions))
-
 
 @dataclass(frozen=True)
-class Swimmer(HalfCheetah):
-    """A chain of three links swims: as HalfCheetah, with both coordinates hidden."""
+class Swimmer(Runner):
+    """A chain of three links swims in the plane: reward w_v · v − w_a · ‖a‖², no termination."""
 
     skipped: ClassVar[int] = 2
 
