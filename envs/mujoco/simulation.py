@@ -10,8 +10,9 @@ MuJoCo's own step; which is used depends on what a task reads:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import mujoco
@@ -35,10 +36,7 @@ class Simulations(Protocol):
         """Advance every simulation by one agent step.
 
         Args:
-            actions: Actuator commands, shape (n_envs, nu).
-
-        Raises:
-            WorldError: If MuJoCo cannot go on.
+            actions: Actuator commands, shape (n_envs, nu). A ``WorldError`` says that MuJoCo cannot go on.
         """
 
     def restart(self, starts: dict[int, Start]) -> None:
@@ -121,15 +119,10 @@ class BatchSimulations:
 
         Args:
             actions: Actuator commands, shape (n_envs, nu).
-
-        Raises:
-            WorldError: If MuJoCo cannot go on.
         """
         self._ctrl[:] = actions
-        try:
+        with _telling(self._failure):
             self._batch.step(nstep=self._n_steps)
-        except self._failure as error:
-            raise WorldError(_one_line(error)) from error
 
     def restart(self, starts: dict[int, Start]) -> None:
         """Put some simulations into new episodes.
@@ -138,10 +131,11 @@ class BatchSimulations:
             starts: Positions and velocities, by environment.
         """
         ids = np.fromiter(starts, dtype=np.int32)
-        self._batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
-        for index, (qpos, qvel) in starts.items():
-            self._qpos[index], self._qvel[index] = qpos, qvel
-        self._batch.forward(ids)
+        with _telling(self._failure):
+            self._batch.reset(ids, stage=int(mujoco.mjtStage.mjSTAGE_NONE))
+            for index, (qpos, qvel) in starts.items():
+                self._qpos[index], self._qvel[index] = qpos, qvel
+            self._batch.forward(ids)
 
     def save(self) -> Floats:
         """Copy all that the future depends on.
@@ -196,17 +190,12 @@ class DataSimulations:
 
         Args:
             actions: Actuator commands, shape (n_envs, nu).
-
-        Raises:
-            WorldError: If MuJoCo cannot go on.
         """
         for ctrl, action in zip(self._ctrl, actions, strict=True):
             ctrl[:] = action
-        try:
+        with _telling(mujoco.FatalError):
             # Reading the results out raises what went wrong in a thread.
             list((self._pool.map if self._pool else map)(self._advance, self._shares))
-        except mujoco.FatalError as error:
-            raise WorldError(_one_line(error)) from error
         self._gather()
 
     def _advance(self, share: range) -> None:
@@ -224,7 +213,8 @@ class DataSimulations:
             data = self._data[index]
             mujoco.mj_resetData(self._model, data)
             data.qpos[:], data.qvel[:] = qpos, qvel
-            mujoco.mj_forward(self._model, data)
+            with _telling(mujoco.FatalError):
+                mujoco.mj_forward(self._model, data)
         self._gather()
 
     def save(self) -> Floats:
@@ -288,5 +278,20 @@ def _mirror(data: list[Any], names: tuple[str, ...]) -> tuple[dict[str, Floats],
     return state, gather
 
 
-def _one_line(error: Exception) -> str:
-    return f"MuJoCo cannot go on: {' '.join(str(error).split())}"
+@contextmanager
+def _telling(failure: type[Exception]) -> Generator[None]:
+    """Tell MuJoCo's failures in one line.
+
+    Args:
+        failure: The error that MuJoCo raises.
+
+    Yields:
+        Nothing, once.
+
+    Raises:
+        WorldError: If MuJoCo raises it.
+    """
+    try:
+        yield
+    except failure as error:
+        raise WorldError(f"MuJoCo cannot go on: {' '.join(str(error).split())}") from error
