@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -84,8 +84,7 @@ class MujocoVecEnv(VecEnv):
                 self._generators[index] = generator(seed)
         self._reset_seeds()
         self._reset_options()
-        self._restart(range(self.num_envs))
-        self._observations = self.task.observation(self._simulations.state)
+        self._observations = self._restart(range(self.num_envs))
         return self._observations.copy()
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -135,16 +134,22 @@ class MujocoVecEnv(VecEnv):
                 "TimeLimit.truncated": not terminated[index],
                 "episode": {"r": round(float(self._returns[index]), 6), "l": int(self._lengths[index]), "t": seconds},
             }
-        self._restart(ended.tolist())
-        self._observations[ended] = self.task.observation(_rows(self._simulations.state, ended))
+        self._observations[ended] = self._restart(ended.tolist())
 
-    def _restart(self, indices: Iterable[int]) -> None:
+    def _restart(self, indices: Sequence[int]) -> Floats:
+        """Begin new episodes in some environments.
+
+        Returns:
+            What these show first, shape (n_indices, observation).
+        """
         starts = {index: self.task.start(self._generators[index]) for index in indices}
         self._simulations.restart(starts)
-        fresh = list(starts)
-        self._positions[fresh] = self.task.position(_rows(self._simulations.state, fresh))
+        fresh = list(indices)
+        state = _rows(self._simulations.state, fresh)
+        self._positions[fresh] = self.task.position(state)
         self._returns[fresh] = 0.0
         self._lengths[fresh] = 0
+        return self.task.observation(state)
 
     @property
     def observations(self) -> Floats:
