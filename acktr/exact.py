@@ -7,6 +7,7 @@ forward-mode pass (Martens & Grosse 2015, appendix C).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -32,11 +33,18 @@ class Linearisation:
         self, network: nn.Module, parameters: dict[str, nn.Parameter], args: tuple[Any, ...], likelihood: Likelihood
     ) -> None:
         self._network = network
-        self._parameters = {name: p.detach() for name, p in parameters.items()}
+        self._leaves = parameters
         self._args = args
         self._likelihood = likelihood
-        self._places = _places(network, parameters)
         self._outputs: Outputs | None = None
+
+    @cached_property
+    def _parameters(self) -> Tensors:
+        return {name: p.detach() for name, p in self._leaves.items()}
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        return _places(self._network, self._leaves)
 
     def tangent(self, step: Tensors) -> Outputs:
         """J step: how each output changes along the step.

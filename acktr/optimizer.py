@@ -12,7 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
-from acktr.combination import LayerCombination
+from acktr.combination import Combination, LayerCombination
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
@@ -41,14 +41,15 @@ OVERSHOOT = 1.5
 class StepRule:
     """How a direction becomes a step."""
 
-    combination: LayerCombination | None = field(default_factory=LayerCombination)
+    combination: Combination | None = field(default_factory=LayerCombination)
     """One coefficient per layer from the exact Fisher; None leaves every coefficient at 1."""
     metric: StepMetric = field(default_factory=ExactMetric)
     """The quadratic form that sets the distance."""
     corrections: int = 2
     """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
     examples: int | None = None
-    """Examples, drawn anew each step, on which exact forms and KLs are evaluated; None for the whole batch."""
+    """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
+    on all."""
     refresh_period: int = 1
     """Curvature updates between two decompositions."""
     cold_start: int = 0
@@ -162,13 +163,17 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         return self._capture.recording()
 
-    def update_curvature(self, targets: Outputs | None = None) -> None:
-        """Run the Fisher's backward pass on the recorded call; `.grad` is not touched.
+    def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
+        """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
 
-        Call it before the loss's own backward pass, which frees the graph.
+        Call it before the loss's own backward pass, which frees the graph. Where the objective's output gradient is a
+        number per example times the Fisher's one seed (a critic's residual times its seed of ones, an advantage times
+        the taken action's score), no backward pass of its own is needed: with these numbers as `weights`, the
+        gradient of the mean objective is taken from the same pass and put into `.grad`.
 
         Args:
             targets: for the empirical Fisher alone.
+            weights: objective's output gradient over the seed, shape [N]; the gradient is Σ_n w_n g_n aₙᵀ / N.
         """
         record = self._capture.last
         if not _all_finite(record.outputs):  # no target can be drawn from NaN
@@ -176,17 +181,24 @@ class NaturalGradient(torch.optim.Optimizer):
             return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
         refresh = self._updates % self.rule.refresh_period == 0
-        if self.curvature.update(record, seeds, refresh, self._generator):
-            self._updates += 1
-        else:
+        if not self.curvature.update(record, seeds, refresh, self._generator):
             self._skip("the Fisher's backward pass")
+            return
+        self._updates += 1
+        if weights is not None:
+            for name, gradient in self.curvature.weighted_gradient(weights).items():
+                self.parameters[name].grad = gradient
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, parts: Sequence[Tensors] | None = None
+    ) -> float | None:
         """Take one step from the gradients in `.grad`.
 
         Args:
             closure: recomputes the loss and its gradients, as in torch.optim; rarely needed here.
+            parts: gradients, by parameter name, of an objective's parts in place of `.grad`; a combination gives each
+                a coefficient of its own.
 
         Returns:
             The closure's loss, if there is one.
@@ -198,56 +210,63 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradient = self._gradient()
-        args, outputs = self._evaluation_batch(self._capture.last)
+        gradients = [self._gradient()] if parts is None else [self._with_decay(parts[0]), *parts[1:]]
+        record = self._capture.last
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or not _all_finite(gradient.values()):
+        if not self.curvature.ready or not all(_all_finite(g.values()) for g in gradients):
             self._skip("the gradient")
             return loss
-        direction, quadratic = self._direction(gradient, args)
+        direction, quadratic = self._direction(gradients, self._form_batch(record))
         if not _all_finite(direction.values()):
             self._skip("the direction")
             return loss
-        self._move(direction, quadratic, args, outputs)
+        self._move(direction, quadratic, record.args, record.outputs)
         self._steps += 1
         return loss
 
     def _gradient(self) -> Tensors:
-        decay = self.param_groups[0]["weight_decay"]
-        gradient = {}
-        for name, p in self.parameters.items():
-            own = torch.zeros_like(p) if p.grad is None else p.grad
-            gradient[name] = own.add(p, alpha=decay) if decay else own
-        return gradient
+        return self._with_decay({
+            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()
+        })
 
-    def _evaluation_batch(self, record: Pass) -> tuple[tuple[Any, ...], Outputs]:
+    def _with_decay(self, gradient: Tensors) -> Tensors:
+        decay = self.param_groups[0]["weight_decay"]
+        return {name: g.add(self.parameters[name], alpha=decay) if decay else g for name, g in gradient.items()}
+
+    def _form_batch(self, record: Pass) -> tuple[Any, ...]:
+        """The inputs of the exact forms: a forward-mode pass per layer costs more than the one that measures a KL."""
         if self.rule.examples is None or self.rule.examples >= record.examples:
-            return record.args, record.outputs
+            return record.args
         device = record.outputs[0].device
         rows = torch.randperm(record.examples, generator=self._generator, device=device)[: self.rule.examples]
-        return take_rows(record.args, rows), take_rows(record.outputs, rows)
+        args: tuple[Any, ...] = take_rows(record.args, rows)
+        return args
 
-    def _direction(self, gradient: Tensors, args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
+    def _direction(self, gradients: list[Tensors], args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
         """Which way: descent direction and its quadratic form."""
         group = self.param_groups[0]
         cold = self._steps < self.rule.cold_start
-        natural = gradient if cold else self.curvature.solve(gradient, group["damping"])
-        descent = {name: -tensor for name, tensor in natural.items()}
+        naturals = gradients if cold else [self.curvature.solve(g, group["damping"]) for g in gradients]
+        descents = [{name: -tensor for name, tensor in natural.items()} for natural in naturals]
         linearisation = Linearisation(self.network, self.parameters, args, self.likelihood)
         combination = self.rule.combination
         if combination is None or cold:
-            descent = self._with_momentum(descent)
+            descent = self._with_momentum(_sum(descents))
             return descent, self._quadratic(descent, linearisation)
-        pieces = self.curvature.split(descent)
+        pieces = combination.columns(descents, self.curvature.split)
         if combination.previous_step and "previous_step" in self.state[next(iter(self.parameters.values()))]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
+        descent, quadratic = combination.combine(pieces, _sum(gradients), group["damping"], linearisation)
         if group["momentum"]:
             descent = self._with_momentum(descent)
             quadratic = self._quadratic(descent, linearisation)
         return descent, quadratic
+
+    @property
+    def _metric_is_block(self) -> bool:
+        return isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None
 
     def _with_momentum(self, descent: Tensors) -> Tensors:
         momentum = self.param_groups[0]["momentum"]
@@ -268,9 +287,9 @@ class NaturalGradient(torch.optim.Optimizer):
         scale = trust_region_scale(quadratic, group["radius"], group["lr"])
         self._place(start, direction, scale)
         scale, measured = self._correct(start, direction, scale, args, outputs)
-        block = float(self.curvature.quadratic(direction)) if self.curvature.ready else float("nan")
+        block = quadratic if self._metric_is_block else self.curvature.quadratic(direction)
         half = 0.5 * scale**2
-        self.report = StepReport(scale, half * float(quadratic), half * block, measured)
+        self.report = StepReport(scale, half * float(quadratic), half * float(block), measured)
         self._skipped_in_a_row = 0
         self._remember(direction, scale)
 
@@ -350,6 +369,10 @@ def _check(**values: float) -> None:
     for name in ("lr", "weight_decay"):
         if not 0 <= values[name] < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
+
+
+def _sum(parts: list[Tensors]) -> Tensors:
+    return parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}  # type: ignore[misc]
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

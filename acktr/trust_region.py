@@ -32,7 +32,7 @@ def trust_region_scale(quadratic: Tensor, radius: float, max_scale: float) -> fl
 
     Args:
         quadratic: Δᵀ F Δ, scalar.
-        radius: δ in nats, > 0; ∞ for none.
+        radius: δ in nats, ≥ 0; ∞ for none.
         max_scale: η_max, ≥ 0.
 
     Returns:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 import envs
-from agents.config import A2cConfig, PolicyConfig, PpoConfig, RunConfig
+from agents.config import A2cConfig, PolicyConfig, PpoConfig, RunConfig, TrpoConfig
 from agents.errors import UsageError
 from agents.networks import NatureCNN
 from agents.schedules import schedule
@@ -106,12 +106,13 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
         "n_steps": config.learner.n_steps,
         "gamma": config.learner.gamma,
         "gae_lambda": config.learner.gae_lambda,
-        "ent_coef": config.learner.ent_coef,
-        "vf_coef": config.learner.vf_coef,
         "normalize_advantage": config.learner.normalize_advantage,
         "learning_rate": schedule(config.learner.learning_rate, config.learner.learning_rate_decay),
     }
     learner = config.learner
+    if isinstance(learner, TrpoConfig):
+        return _make_trpo(learner, env.num_envs, common)
+    common |= {"ent_coef": learner.ent_coef, "vf_coef": learner.vf_coef}
     if isinstance(learner, PpoConfig):
         return _make_ppo(learner, env.num_envs, common)
     if isinstance(learner, A2cConfig):
@@ -170,19 +171,42 @@ def pick_device(config: RunConfig, space: spaces.Space[Any]) -> str:
 
 
 def _make_ppo(learner: PpoConfig, n_envs: int, common: dict[str, Any]) -> PPO:
-    batch, rest = divmod(learner.n_steps * n_envs, learner.n_minibatches)
-    if rest:
-        raise UsageError(
-            f"ppo.n_minibatches must divide the rollout of {n_envs} × {learner.n_steps} steps, "
-            f"got {learner.n_minibatches}"
-        )
     return PPO(
-        batch_size=batch,
+        batch_size=_minibatch("ppo", learner, n_envs),
         n_epochs=learner.n_epochs,
         clip_range=learner.clip_range,
         max_grad_norm=learner.max_grad_norm,
         **common,
     )
+
+
+def _make_trpo(learner: TrpoConfig, n_envs: int, common: dict[str, Any]) -> OnPolicyAlgorithm:
+    try:
+        from sb3_contrib import TRPO
+    except ImportError:
+        raise UsageError("trpo needs sb3-contrib; install it with: pip install '.[workbench]'") from None
+    agent: OnPolicyAlgorithm = TRPO(
+        batch_size=_minibatch("trpo", learner, n_envs),
+        n_critic_updates=learner.n_critic_updates,
+        target_kl=learner.target_kl,
+        cg_max_steps=learner.cg_max_steps,
+        cg_damping=learner.cg_damping,
+        line_search_max_iter=learner.line_search_max_iter,
+        line_search_shrinking_factor=learner.line_search_shrinking_factor,
+        sub_sampling_factor=learner.sub_sampling_factor,
+        **common,
+    )
+    return agent
+
+
+def _minibatch(name: str, learner: PpoConfig | TrpoConfig, n_envs: int) -> int:
+    batch, rest = divmod(learner.n_steps * n_envs, learner.n_minibatches)
+    if rest:
+        raise UsageError(
+            f"{name}.n_minibatches must divide the rollout of {n_envs} × {learner.n_steps} steps, "
+            f"got {learner.n_minibatches}"
+        )
+    return batch
 
 
 def _policy_kwargs(policy: PolicyConfig, env: VecEnv) -> dict[str, Any]:

@@ -25,8 +25,8 @@ Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal"]
 Fisher = Literal["sampled", "exact", "empirical"]
 """Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
 
-Combination = Literal["layers", "layers-and-momentum", "none"]
-"""One coefficient per layer, one more for the previous step, or all of them 1."""
+Combination = Literal["layers", "layers-and-momentum", "objectives", "none"]
+"""One coefficient per layer, one more for the previous step, one each for policy and value, or all of them 1."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class ActorConfig:
     """Forward passes that may rescale a step until its measured KL meets the radius."""
     curvature_examples: int | None
     """Examples of a batch, drawn anew each step, for curvature, exact forms and measured KLs; None takes all."""
+    exact_examples: int | None
+    """Of these, examples in the exact forms alone; None takes all."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     cold_start: int
@@ -246,12 +248,50 @@ class A2cConfig:
 
 
 @dataclass(frozen=True)
+class TrpoConfig:
+    """TRPO of sb3-contrib."""
+
+    learning_rate: float
+    """Step size of the value function's Adam; the policy's steps need none."""
+    learning_rate_decay: Decay
+    """How the step size develops."""
+    n_steps: int
+    """Steps of each environment per rollout."""
+    n_minibatches: int
+    """Parts of a rollout, one step of the value function each."""
+    n_critic_updates: int
+    """Passes of the value function over each rollout."""
+    gamma: float
+    """Discount."""
+    gae_lambda: float
+    """Decay of generalised advantage estimation."""
+    target_kl: float
+    """Largest KL of one step of the policy, in nats."""
+    cg_max_steps: int
+    """Steps of the conjugate gradient at most."""
+    cg_damping: float
+    """Added to the Fisher's eigenvalues."""
+    line_search_max_iter: int
+    """Shorter steps to try before a rollout's step is given up."""
+    line_search_shrinking_factor: float
+    """Factor from one try to the next."""
+    sub_sampling_factor: int
+    """Use every n-th transition for the Fisher."""
+    normalize_advantage: bool
+    """Standardise the advantages of a rollout."""
+
+
+Learner = AcktrConfig | PpoConfig | A2cConfig | TrpoConfig
+"""The settings of one algorithm."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole training run."""
 
     env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
     """Environment to learn, for example HalfCheetah-v5 or ALE/Pong-v5."""
-    algorithm: Literal["acktr", "ppo", "a2c"]
+    algorithm: Literal["acktr", "ppo", "a2c", "trpo"]
     """Who learns."""
     name: str
     """Label of the run in plots; empty takes the algorithm's name."""
@@ -279,9 +319,11 @@ class RunConfig:
     """Settings of PPO."""
     a2c: A2cConfig
     """Settings of A2C."""
+    trpo: TrpoConfig
+    """Settings of TRPO."""
 
     @property
-    def learner(self) -> AcktrConfig | PpoConfig | A2cConfig:
+    def learner(self) -> Learner:
         """The settings of the algorithm that was chosen."""
         match self.algorithm:
             case "acktr":
@@ -290,6 +332,8 @@ class RunConfig:
                 return self.ppo
             case "a2c":
                 return self.a2c
+            case "trpo":
+                return self.trpo
 
     @property
     def label(self) -> str:
@@ -330,6 +374,7 @@ _NON_NEGATIVE: _Range = (lambda x: 0 <= x < math.inf, "at least 0")
 _FINITE: _Range = (math.isfinite, "finite")
 _SHARE: _Range = (lambda x: 0 <= x <= 1, "between 0 and 1")
 _SHARE_BELOW_1: _Range = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_OPEN_SHARE: _Range = (lambda x: 0 < x < 1, "between 0 and 1, and neither")
 _RANGES: dict[str, _Range] = {
     "seed": (lambda x: 0 <= x < 2**31, "between 0 and 2147483647"),
     "torch_threads": _NON_NEGATIVE,
@@ -344,4 +389,6 @@ _RANGES: dict[str, _Range] = {
     "gamma": _SHARE,
     "gae_lambda": _SHARE,
     "ent_coef": _NON_NEGATIVE,
+    "cg_damping": _NON_NEGATIVE,
+    "line_search_shrinking_factor": _OPEN_SHARE,
 }

@@ -61,7 +61,8 @@ def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv]) -> LoadedRun:
     """
     directory, stored = load_config(path)
     # One minibatch fits any number of environments, and nothing is learnt here.
-    config = replace(stored, device="cpu", ppo=replace(stored.ppo, n_minibatches=1))
+    ppo, trpo = replace(stored.ppo, n_minibatches=1), replace(stored.trpo, n_minibatches=1)
+    config = replace(stored, device="cpu", ppo=ppo, trpo=trpo)
     state = newest(directory)
     set_threads(config)
     env = build.frozen(make_env(config), config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acktr.combination import LayerCombination
+from acktr.combination import Combination, LayerCombination, ObjectiveCombination
 from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -46,6 +46,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
         curvature_examples=config.curvature_examples,
+        exact_examples=config.exact_examples,
         refresh_period=config.refresh_period,
         cold_start=config.cold_start,
         n_epochs=config.n_epochs,
@@ -93,7 +94,9 @@ def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
     return factory
 
 
-def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
+def _combination(config: ActorConfig | CriticConfig) -> Combination | None:
     if config.combination == "none":
         return None
+    if config.combination == "objectives":
+        return ObjectiveCombination()
     return LayerCombination(previous_step=config.combination == "layers-and-momentum")

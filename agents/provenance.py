@@ -33,7 +33,7 @@ def describe(command: Sequence[str], now: datetime) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": f"{platform.machine()}, {_cores()} cores",
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := package_version(name))},
     }
 
 
@@ -59,7 +59,15 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Look up what is installed.
+
+    Args:
+        package: A distribution's name.
+
+    Returns:
+        Its version; None if it is not there.
+    """
     try:
         return version(package)
     except PackageNotFoundError:

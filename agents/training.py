@@ -177,7 +177,7 @@ class _TableWriter(KVWriter):
 
 
 # Updates between two rows of measurements; A2C makes one every few steps.
-_LOG_INTERVALS = {"acktr": 1, "ppo": 1, "a2c": 20}
+_LOG_INTERVALS = {"acktr": 1, "ppo": 1, "a2c": 20, "trpo": 1}
 _STEPS = "time/total_timesteps"
 
 

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -15,10 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs.atari import AtariVecEnv
 from envs.catalogue import find_spec, is_atari, is_mujoco, require
+from envs.drawing import lighten
 from envs.errors import WorldError, did_you_mean
 from envs.guard import FiniteGuard
 from envs.inprocess import InProcessVecEnv
 from envs.options import EnvOptions
+from envs.quiet import quiet_compiler
 
 _DEFAULTS = EnvOptions()
 # Options with a field of their own in EnvOptions.
@@ -108,7 +111,8 @@ def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOp
 
     # A builder rather than an id: with an id, Stable-Baselines3 asks every world to draw.
     def build() -> gym.Env[Any, Any]:
-        return _build(spec, options)
+        with quiet_compiler() if is_mujoco(spec) else nullcontext():
+            return _build(spec, options)
 
     return make_vec_env(build, n_envs=n_envs, seed=seed, vec_env_cls=InProcessVecEnv)
 
@@ -126,8 +130,11 @@ def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:
     kwargs = dict(options.env_kwargs)
     if options.render_mode is not None:
         kwargs["render_mode"] = options.render_mode
+        if is_mujoco(spec) and "camera_id" not in kwargs:
+            # The model's own camera follows the body; gymnasium's default stays behind.
+            kwargs.setdefault("camera_name", "track")
     try:
-        return gym.make(spec, max_episode_steps=options.time_limit, **kwargs)
+        env = gym.make(spec, max_episode_steps=options.time_limit, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in kwargs:
@@ -136,6 +143,9 @@ def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:
         raise WorldError(f"{spec.id} has no option {name!r}{did_you_mean(name, _option_names(spec))}") from error
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise WorldError(f"a package of {spec.id} is missing: {error}") from error
+    if options.render_mode == "rgb_array" and is_mujoco(spec):
+        lighten(env)
+    return env
 
 
 def _option_names(spec: EnvSpec) -> list[str]:

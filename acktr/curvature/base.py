@@ -44,6 +44,18 @@ class Statistics:
         rows = self.output_grads.flatten(0, 2)
         return rows.mT @ rows / (self.examples * self.inputs.shape[1])
 
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Σ_n w_n Σ_s g aᵀ / N of the first seed: the objective's gradient where it is w_n times the seed.
+
+        Args:
+            weights: shape [N].
+
+        Returns:
+            Shape [o, i].
+        """
+        weighted = self.output_grads[0] * weights[:, None, None]
+        return weighted.flatten(0, 1).mT @ self.inputs.flatten(0, 1) / self.examples
+
     def squares(self, output_basis: Tensor | None = None, input_basis: Tensor | None = None) -> Tensor:
         """E_n Σ_k of the squared entries of U_Gᵀ (Σ_s g aᵀ) U_A: the Fisher's diagonal in a Kronecker basis.
 

@@ -186,7 +186,7 @@ class FactoredBlock(KroneckerBlock):
         tiny = torch.finfo(A.dtype).tiny
         # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
         ratio = A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)
-        pi = ratio.sqrt().clamp(1e-4, 1e4)
+        pi = ratio.sqrt().clamp(1e-8, 1e8)
         root = damping**0.5
         return damped_inverse(G, root / pi), damped_inverse(A, root * pi)
 

@@ -79,7 +79,7 @@ class BlockDiagonal:
         parameters: Mapping[str, nn.Parameter],
         factory: CurvatureFactory,
         rules: Mapping[str, BlockRule] | None = None,
-        max_rows: int = 8192,
+        max_rows: int = 4096,
     ) -> None:
         self.max_rows = max_rows
         rules = rules or {}
@@ -89,12 +89,18 @@ class BlockDiagonal:
         for name, parameter in parameters.items():
             if name not in covered:
                 self.members.append(_parameter_member(name, parameter, chosen.get(name), factory))
+        self._latest: dict[str, Statistics] = {}
         self._free = {m.names[0]: parameters[m.names[0]] for m in self.members if isinstance(m.block, ParameterBlock)}
 
     @property
     def layers(self) -> list[Layer]:
         """The layers whose passes must be captured."""
         return [member.layer for member in self.members if member.layer is not None]
+
+    @property
+    def all_layers(self) -> bool:
+        """Whether every trained parameter belongs to a layer."""
+        return all(member.layer is not None for member in self.members)
 
     @property
     def ready(self) -> bool:
@@ -122,7 +128,35 @@ class BlockDiagonal:
             return False
         for member in self.members:
             self._update_member(member, statistics.get(member.name), grads, record.examples, refresh)
+        self._latest = statistics
         return True
+
+    def weighted_gradient(self, weights: Tensor) -> Tensors:
+        """Σ_n w_n g_n aₙᵀ / N from the latest update's own rows: one GEMM per layer instead of a backward pass.
+
+        Args:
+            weights: shape [N].
+
+        Returns:
+            One tensor per trained parameter.
+
+        Raises:
+            ValueError: if the latest update did not hold every example's one gradient of every parameter.
+        """
+        out: Tensors = {}
+        for member in self.members:
+            statistics = self._latest.get(member.name)
+            if statistics is None or member.layer is None:
+                raise ValueError(
+                    f"'{member.name}' has no rows to weigh; give it a layer or run the loss's own backward"
+                )
+            if statistics.output_grads.shape[:2] != (1, len(weights)):
+                raise ValueError(
+                    f"{len(weights)} weights for rows of shape {tuple(statistics.output_grads.shape[:2])} (seeds, "
+                    f"examples) in '{member.name}'; it takes one seed and no more than max_rows={self.max_rows} rows"
+                )
+            out.update(zip(member.names, member.layer.unpack(statistics.weighted_sum(weights)), strict=True))
+        return out
 
     def _update_member(
         self, member: Member, statistics: Statistics | None, grads: list[Tensors], examples: int, refresh: bool

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -16,10 +18,12 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from acktr.curvature.network import known_fisher
-from acktr.likelihood import Joint, ScalarGaussian
+from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient, StepRule
+from acktr.sb3.collect import collect
 from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
@@ -129,16 +133,14 @@ class ACKTR(OnPolicyAlgorithm):
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
-        likelihood = action_likelihood(self.policy)
-        self._joint_network = self._critic_network = None
-        if shares_trunk(self.policy):
-            network: Any = JointNetwork(self.policy)
-            joint = Joint(likelihood, ScalarGaussian())
-            self.actor_optimizer = self._optimizer(network, joint, self.actor, observations)
-            self._joint_network = network
+        self.action_likelihood = action_likelihood(self.policy)
+        self._actor_network, self._critic_network = ActorNetwork(self.policy), CriticNetwork(self.policy)
+        self._joint_network = JointNetwork(self.policy) if shares_trunk(self.policy) else None
+        if self._joint_network is not None:
+            joint = Joint(self.action_likelihood, ScalarGaussian())
+            self.actor_optimizer = self._optimizer(self._joint_network, joint, self.actor, observations)
         else:
-            self._actor_network = ActorNetwork(self.policy)
-            self._critic_network = CriticNetwork(self.policy)
+            likelihood = self.action_likelihood
             self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
             self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
 
@@ -150,6 +152,9 @@ class ACKTR(OnPolicyAlgorithm):
             raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {self.action_space}; wrap the environment")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+        for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
+            if parts < 1:
+                raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
         if self.normalize_advantage and self.n_steps * self.n_envs < 2:
             raise ValueError(
                 "a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False"
@@ -162,6 +167,7 @@ class ACKTR(OnPolicyAlgorithm):
             combination=settings.combination,
             metric=settings.metric,
             corrections=settings.corrections,
+            examples=settings.exact_examples if isinstance(settings, ActorSettings) else None,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
         )
@@ -179,33 +185,59 @@ class ACKTR(OnPolicyAlgorithm):
             seed=self.seed or 0,
         )
 
-    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> bool:
-        """Fill the rollout buffer; SB3's own loop, with a plain word about observations that are not finite.
-
-        They are a FloatingPointError, from `check_finite`.
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer, by the lean loop of `acktr.sb3.collect`.
 
         Args:
             env: the agent's environment.
-            *args: SB3's: callback, buffer and steps.
-            **kwargs: the same by name.
+            callback: called as SB3 does.
+            rollout_buffer: reset and filled.
+            n_rollout_steps: steps per environment.
 
         Returns:
             Whether the buffer is full; False if a callback stopped it.
-
-        Raises:
-            ValueError: torch's own, if the action distribution is not finite although the observations are.
         """
-        try:
-            return super().collect_rollouts(env, *args, **kwargs)
-        except ValueError:
-            check_finite(observations=self._last_obs)
-            raise
+        return collect(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    @property
+    def acting_network(self) -> ActorNetwork | JointNetwork:
+        """The network a step needs: the actor, or the shared trunk with both heads."""
+        return self._actor_network if self._joint_network is None else self._joint_network
+
+    def policy_part(self, outputs: Outputs) -> Outputs:
+        """What of the acting network's outputs describes the actions.
+
+        Args:
+            outputs: of `acting_network`.
+
+        Returns:
+            The parameters of the action distribution.
+        """
+        return outputs if self._joint_network is None else outputs[:-1]
+
+    def values_of(self, observations: Any, outputs: Outputs | None = None) -> Tensor:
+        """Values of observations, in one batch.
+
+        Args:
+            observations: tensors as SB3 hands them to a policy, [N, ...].
+            outputs: those of `acting_network` on the same observations, where they are at hand.
+
+        Returns:
+            Shape [N].
+        """
+        if self._joint_network is not None:
+            return (outputs or self._joint_network.forward(observations))[-1]
+        return self._critic_network.forward(observations)
 
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""
         buffer = self.rollout_buffer
         check_finite(observations=buffer.observations, rewards=buffer.rewards, returns=buffer.returns)
         self.policy.set_training_mode(True)
+        # The last rollout may end beyond the total, where linear schedules would turn negative.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate(self._optimizers())
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
@@ -228,16 +260,18 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
-        network = cast(CriticNetwork, self._critic_network)
-        return critic_steps(network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator)
+        return critic_steps(
+            self._critic_network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator
+        )
 
     def _train_jointly(self, rollout: Rollout) -> StepLog:
         state = self.update_state
         residual = (rollout.returns - rollout.values).square().mean().cpu()
         fresh = self._n_updates == 0
         state.residual = residual if fresh else RESIDUAL_EMA * state.residual + (1 - RESIDUAL_EMA) * residual
-        likelihood = action_likelihood(self.policy)
-        self.actor_optimizer.likelihood = Joint(likelihood, value_likelihood(float(state.residual), self.vf_coef))
+        self.actor_optimizer.likelihood = Joint(
+            self.action_likelihood, value_likelihood(float(state.residual), self.vf_coef)
+        )
         network = cast(JointNetwork, self._joint_network)
         coefficients = (self.ent_coef, self.vf_coef)
         return joint_steps(network, self.actor_optimizer, rollout, self.actor, coefficients, state.generator)
@@ -298,6 +332,7 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]
+        own += ["action_likelihood"]
         return [*super()._excluded_save_params(), *own, "update_state"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

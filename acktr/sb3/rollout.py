@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Generator, Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
-from acktr.tree import map_tensors, take_rows
+from acktr.tree import take_rows
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,22 @@ class Rollout:
                 yield self.rows(part)
 
 
+def time_major(arrays: Any, device: torch.device) -> Any:
+    """A buffer's array [steps, environments, ...], or a dictionary of them, as tensors [steps · environments, ...].
+
+    Args:
+        arrays: of an SB3 buffer.
+        device: where they are wanted.
+
+    Returns:
+        The same nest of tensors; float64 becomes float32, which is what networks take.
+    """
+    if isinstance(arrays, dict):
+        return {key: time_major(value, device) for key, value in arrays.items()}
+    tensor = torch.as_tensor(arrays, device=device)
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).flatten(0, 1)
+
+
 def flatten_rollout(buffer: RolloutBuffer, device: torch.device, standardise: bool) -> Rollout:
     """Read a full SB3 buffer once, without its per-minibatch copies.
 
@@ -77,24 +93,23 @@ def flatten_rollout(buffer: RolloutBuffer, device: torch.device, standardise: bo
     Returns:
         The rollout.
     """
-
-    def flat(array: Any) -> Tensor:
-        return torch.as_tensor(array, device=device).transpose(0, 1).flatten(0, 1)
-
-    observations = buffer.observations
-    tensors = {k: flat(v) for k, v in observations.items()} if isinstance(observations, dict) else flat(observations)
-    actions = flat(buffer.actions)
-    advantages = flat(buffer.advantages)
+    actions, advantages = _environment_major(buffer.actions, device), _environment_major(buffer.advantages, device)
     if standardise:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     return Rollout(
-        observations=map_tensors(lambda t: t, tensors),
+        observations=_environment_major(buffer.observations, device),
         actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
-        log_probs=flat(buffer.log_probs),
+        log_probs=_environment_major(buffer.log_probs, device),
         advantages=advantages,
-        returns=flat(buffer.returns),
-        values=flat(buffer.values),
+        returns=_environment_major(buffer.returns, device),
+        values=_environment_major(buffer.values, device),
     )
+
+
+def _environment_major(arrays: Any, device: torch.device) -> Any:
+    if isinstance(arrays, dict):
+        return {key: _environment_major(value, device) for key, value in arrays.items()}
+    return time_major(arrays.swapaxes(0, 1), device)
 
 
 def _discrete(buffer: RolloutBuffer) -> bool:

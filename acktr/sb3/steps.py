@@ -8,6 +8,8 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor, nn
 
+from acktr.combination import ObjectiveCombination
+from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.optimizer import NaturalGradient, StepReport
 from acktr.sb3.rollout import Rollout, policy_loss
@@ -100,13 +102,22 @@ def critic_steps(
         What the steps did.
     """
     log = StepLog()
+    # With seeds of ones the objective's output gradient is the residual times the seed.
+    one_pass = isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         with optimizer.recording():
             values = critic(batch.observations)
-        optimizer.update_curvature((batch.returns,))
-        loss = 0.5 * (values - batch.returns).square().mean()
-        optimizer.param_groups[0]["radius"] = radius * max(float(loss.detach()), 1e-12)
-        log.add(_descend(optimizer, loss), loss)
+        residual = values.detach() - batch.returns
+        loss = 0.5 * residual.square().mean()
+        optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
+        if one_pass:
+            optimizer.update_curvature(weights=residual)
+            optimizer.step()
+            log.add(optimizer.report, loss)
+        else:
+            optimizer.update_curvature((batch.returns,))
+            objective = 0.5 * (values - batch.returns).square().mean()
+            log.add(_descend(optimizer, objective), loss)
     return log
 
 
@@ -143,7 +154,11 @@ def joint_steps(
         outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
         policy = policy_loss(joint.policy, outputs[:-1], batch, settings.clip_range, ent_coef)
         value = 0.5 * (outputs[-1] - batch.returns).square().mean() / joint.value.variance
-        log.add(_descend(optimizer, policy + value), policy + value)
+        if isinstance(settings.combination, ObjectiveCombination):
+            optimizer.step(parts=_gradients(optimizer, [policy, value]))
+            log.add(optimizer.report, policy + value)
+        else:
+            log.add(_descend(optimizer, policy + value), policy + value)
         if behaviour is not None and _too_far(joint, behaviour, _outputs(network, rollout), settings.max_rollout_kl):
             break
     return log
@@ -184,6 +199,16 @@ def _descend(optimizer: NaturalGradient, loss: Tensor) -> StepReport:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return optimizer.report
+
+
+def _gradients(optimizer: NaturalGradient, objectives: list[Tensor]) -> list[dict[str, Tensor]]:
+    parameters = optimizer.parameters
+    out = []
+    for objective in objectives:
+        grads = torch.autograd.grad(objective, list(parameters.values()), retain_graph=True, allow_unused=True)
+        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), grads, strict=True))
+        out.append(dict(zip(parameters, filled, strict=True)))
+    return out
 
 
 @torch.no_grad()

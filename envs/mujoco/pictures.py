@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium.envs.mujoco.mujoco_env import DEFAULT_SIZE
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
+from envs.drawing import lighten_renderer
+
 PICTURE_OPTIONS = (
     *("default_camera_config", "width", "height", "max_geom", "camera_id", "camera_name", "visual_options"),
 )
@@ -48,7 +50,11 @@ class Pictures:
         if self._renderer is None:
             options = dict(self._options)
             options["default_cam_config"] = options.pop("default_camera_config", None)
+            if "camera_id" not in options:
+                # The model's own camera follows the body; gymnasium's default stays behind.
+                options.setdefault("camera_name", "track")
             self._renderer = MujocoRenderer(self._model, self._data, **options)
+            lighten_renderer(self._model, self._renderer)
         return np.asarray(self._renderer.render("rgb_array"))
 
     def close(self) -> None:

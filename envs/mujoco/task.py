@@ -19,6 +19,7 @@ from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from numpy.typing import NDArray
 
 from envs.errors import WorldError
+from envs.quiet import quiet_compiler
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -90,7 +91,8 @@ class Task:
             WorldError: If the file does not exist or is no model.
         """
         try:
-            return mujoco.MjModel.from_xml_path(expand_model_path(self.xml_file))
+            with quiet_compiler():
+                return mujoco.MjModel.from_xml_path(expand_model_path(self.xml_file))
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise WorldError(f"cannot load the MuJoCo model {self.xml_file!r}: {reason}") from error

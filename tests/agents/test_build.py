@@ -1,3 +1,4 @@
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -76,7 +78,7 @@ def test_decays_reach_acktr() -> None:
     assert agent.actor.radius(0.25) == pytest.approx(0.125)
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("ppo", PPO), ("a2c", A2C)])
+@pytest.mark.parametrize(("algorithm", "kind"), [("ppo", PPO), ("a2c", A2C), ("trpo", TRPO)])
 def test_peers(algorithm: str, kind: type) -> None:
     run = config(algorithm)
     agent = build.make_agent(run, still(VECTOR))
@@ -89,6 +91,23 @@ def test_minibatches_must_divide_the_rollout() -> None:
     run = replace(run, ppo=replace(run.ppo, n_steps=5, n_minibatches=3))
     with pytest.raises(UsageError, match=r"ppo\.n_minibatches.*got 3"):
         build.make_agent(run, still(VECTOR))
+
+
+def test_settings_reach_trpo() -> None:
+    run = config("trpo", "HalfCheetah-v5")
+    agent: Any = build.make_agent(run, still(VECTOR, n_envs=8))
+    assert agent.batch_size == 128
+    for name in ("cg_max_steps", "cg_damping", "target_kl", "n_critic_updates", "line_search_max_iter"):
+        assert getattr(agent, name) == getattr(run.trpo, name)
+    assert (agent.line_search_shrinking_factor, agent.sub_sampling_factor) == (0.8, 1)
+    with pytest.raises(UsageError, match=r"trpo\.n_minibatches.*got 7"):
+        build.make_agent(replace(run, trpo=replace(run.trpo, n_minibatches=7)), still(VECTOR))
+
+
+def test_a_missing_trpo_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(UsageError, match=r"sb3-contrib.*pip install '\.\[workbench\]'"):
+        build.make_agent(config("trpo"), still(VECTOR))
 
 
 def test_networks_follow_the_configuration() -> None:

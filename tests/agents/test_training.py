@@ -30,6 +30,7 @@ def tiny(algorithm: Any, steps: int = 192) -> RunConfig:
         acktr=replace(run.acktr, n_steps=32, learning_rate_decay="linear"),
         ppo=replace(run.ppo, n_steps=32, n_minibatches=2, n_epochs=2, learning_rate_decay="linear"),
         a2c=replace(run.a2c, n_steps=32),
+        trpo=replace(run.trpo, n_steps=32, n_minibatches=2, n_critic_updates=2),
     )
 
 
@@ -59,7 +60,7 @@ class StopAfter(Stopper):
         return self.left <= 0
 
 
-@pytest.mark.parametrize("algorithm", ["acktr", "ppo", "a2c"])
+@pytest.mark.parametrize("algorithm", ["acktr", "ppo", "a2c", "trpo"])
 def test_a_run_leaves_everything(tmp_path: Path, algorithm: str) -> None:
     path = tmp_path / "run"
     result = run(tiny(algorithm), path)
@@ -154,7 +155,7 @@ def trained(config: RunConfig, path: Path) -> Any:
     return agent
 
 
-@pytest.mark.parametrize("algorithm", ["acktr", "ppo", "a2c"])
+@pytest.mark.parametrize("algorithm", ["acktr", "ppo", "a2c", "trpo"])
 def test_a_checkpoint_holds_the_whole_state(tmp_path: Path, algorithm: str) -> None:
     config, path = tiny(algorithm), tmp_path / "agent.pt"
     agent = trained(config, path)

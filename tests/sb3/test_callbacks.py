@@ -80,7 +80,7 @@ class Counter(Nothing):
         self.calls["rollout_start"] += 1
 
     def _on_step(self) -> bool:
-        assert {"rewards", "dones", "infos", "new_obs", "actions", "values", "log_probs"} <= set(self.locals)
+        assert {"rewards", "dones", "infos", "new_obs", "actions", "clipped_actions"} <= set(self.locals)
         self.calls["step"] += 1
         return True
 

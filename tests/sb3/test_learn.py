@@ -73,6 +73,22 @@ def test_schedules_may_end_at_zero():
     assert all(torch.isfinite(p).all() for p in agent.policy.parameters())
 
 
+def test_schedules_stay_at_zero_where_the_last_rollout_overshoots():
+    """100 steps are no multiple of a rollout: the last update comes at a remaining progress below zero."""
+    agent = small_agent(
+        "MlpPolicy",
+        vectorised(noise()),
+        learning_rate=lambda p: p,
+        actor=ActorSettings(radius=lambda p: 0.01 * p),
+        critic=CriticSettings(radius=lambda p: 0.1 * p, n_epochs=1),
+    )
+    agent.learn(100)
+    assert agent.num_timesteps > 100
+    for optimizer in (agent.actor_optimizer, agent.critic_optimizer):
+        assert optimizer.param_groups[0]["lr"] == 0
+    assert agent.actor_optimizer.param_groups[0]["radius"] == 0
+
+
 def test_the_critics_radius_follows_its_schedule():
     critic = CriticSettings(radius=lambda p: 0.2 * p, n_epochs=1, n_minibatches=1)
     agent = collected(small_agent("MlpPolicy", vectorised(noise()), critic=critic))
@@ -167,3 +183,12 @@ def test_one_transition_has_no_variance():
         small_agent("MlpPolicy", vectorised(noise(), 1), n_steps=1)
     small_agent("MlpPolicy", vectorised(noise(), 1), n_steps=1, normalize_advantage=False).learn(3)
     small_agent("MlpPolicy", vectorised(noise(BOX, TURNS), 2), n_steps=1).learn(6)
+
+
+@pytest.mark.parametrize("who", ["actor", "critic"])
+def test_no_part_of_a_rollout_is_named(who):
+    settings = (
+        {"actor": ActorSettings(n_minibatches=0)} if who == "actor" else {"critic": CriticSettings(n_minibatches=0)}
+    )
+    with pytest.raises(ValueError, match=rf"{who}\.n_minibatches must be at least 1, got 0"):
+        small_agent("MlpPolicy", vectorised(noise()), **settings)

@@ -42,7 +42,7 @@ MISTAKES = {
     "CartPole-v1 --seed x": ["--seed", "'x'"],
     "CartPole-v1 --seed": ["--seed"],
     "CartPole-v1 --seed -4": ["seed", "-4"],
-    "CartPole-v1 --algorithm trpo": ["trpo", "acktr"],
+    "CartPole-v1 --algorithm dqn": ["dqn", "acktr"],
     "CartPole-v1 --normalisation.rewards perhaps": ["perhaps", "True"],
     "CartPole-v1 Pole-v2": ["Pole-v2"],
     "CartPole-v1 --device tpu": ["tpu", "cpu"],
@@ -98,6 +98,13 @@ def test_training_ends_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixt
         assert text in out
     assert f"python -m scripts.evaluate {path}" in out
     assert f"python -m scripts.record {path}" in out
+
+
+def test_trpo_trains(tmp_path: Path) -> None:
+    path, few = tmp_path / "run", ["--trpo.n-steps", "32", "--trpo.n-minibatches", "2", "--total-timesteps", "128"]
+    assert train.main(["CartPole-v1", *TINY, *few, "--algorithm", "trpo", "--run-dir", str(path)]) == 0
+    assert json.loads((path / "result.json").read_text())["algorithm"] == "trpo"
+    assert evaluate.main([str(path), "--episodes", "1"]) == 0
 
 
 def test_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

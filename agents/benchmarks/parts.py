@@ -1,0 +1,169 @@
+"""The steps that an update takes on one network, ours and RMSprop's, and the seams along which ours is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.likelihood import Joint
+from acktr.optimizer import NaturalGradient
+from acktr.sb3 import ActorSettings, CriticSettings
+from acktr.sb3.networks import action_likelihood
+from acktr.sb3.rollout import Rollout, policy_loss
+from acktr.sb3.settings import at
+from acktr.sb3.steps import actor_steps, critic_steps, joint_steps, value_likelihood
+from agents.benchmarks.measuring import Phases
+
+
+def optimizer_of(agent: Any, part: str) -> NaturalGradient:
+    """Find the optimizer of a network.
+
+    Args:
+        agent: Ours.
+        part: ``actor``, ``critic`` or ``joint``.
+
+    Returns:
+        The optimizer, which knows its network.
+    """
+    found: NaturalGradient = agent.critic_optimizer if part == "critic" else agent.actor_optimizer
+    return found
+
+
+def refresh_period(agent: Any, part: str) -> int:
+    """Count the updates after which every refresh has weighed what it weighs in a long run.
+
+    Args:
+        agent: Ours.
+        part: Which network.
+
+    Returns:
+        Updates; 1 where an update takes whole periods of steps.
+    """
+    settings = _settings(agent, part)
+    steps = settings.n_epochs * settings.n_minibatches
+    return 1 if steps % settings.refresh_period == 0 else settings.refresh_period
+
+
+def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]:
+    """Make the call that takes all natural-gradient steps of one update.
+
+    Args:
+        agent: Ours.
+        rollout: The batch.
+        part: Which network.
+
+    Returns:
+        The call.
+    """
+    optimizer, generator = optimizer_of(agent, part), torch.Generator().manual_seed(0)
+    if part == "critic":
+        radius = at(agent.critic.radius, 1.0)
+        call = partial(critic_steps, optimizer.network, optimizer, rollout, agent.critic, radius, generator)
+    elif part == "actor":
+        call = partial(actor_steps, optimizer.network, optimizer, rollout, agent.actor, agent.ent_coef, generator)
+    else:
+        optimizer.likelihood = _joint(agent, rollout)
+        weights = (agent.ent_coef, agent.vf_coef)
+        call = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor, weights, generator)
+    return lambda: _forget(call())
+
+
+def rmsprop_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]:
+    """Make the call that takes as many RMSprop steps on the same objective and batches.
+
+    Args:
+        agent: Ours, whose networks are taken.
+        rollout: The batch.
+        part: Which network.
+
+    Returns:
+        The call.
+    """
+    natural, settings = optimizer_of(agent, part), _settings(agent, part)
+    optimizer = torch.optim.RMSprop(natural.parameters.values(), lr=7e-4, alpha=0.99, eps=1e-5)  # A2C's
+    generator = torch.Generator().manual_seed(0)
+    loss = _objective(agent, rollout, part, natural.network)
+
+    def steps() -> None:
+        for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
+            optimizer.zero_grad(set_to_none=True)
+            loss(batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return steps
+
+
+def tell_apart(phases: Phases, optimizer: NaturalGradient) -> None:
+    """Put clocks on the seams of our update.
+
+    Args:
+        phases: The clocks; what no seam claims stays with the phase that is open.
+        optimizer: Ours. Its private methods are named here; the tests see every phase take time.
+    """
+    recording = optimizer.recording
+
+    def recorded() -> Any:
+        return _Charged(phases, recording())
+
+    phases.wrap(optimizer, "recording", "capture + statistics")
+    optimizer.recording = recorded  # type: ignore[method-assign]
+    phases.wrap(optimizer, "update_curvature", "capture + statistics")
+    phases.wrap(optimizer, "step", "apply")
+    phases.wrap(optimizer, "_direction", "distance")
+    phases.wrap(optimizer, "_correct", "distance")
+    phases.wrap(optimizer.curvature, "solve", "solve")
+    for member in optimizer.curvature.members:
+        phases.wrap(member.block, "refresh", "refresh")
+
+
+class _Charged:
+    """The recording of a pass, with the pass itself charged to the curvature."""
+
+    def __init__(self, phases: Phases, recording: Any) -> None:
+        self._phase, self._recording = phases.phase("capture + statistics"), recording
+
+    def __enter__(self) -> None:
+        self._phase.__enter__()
+        self._recording.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._recording.__exit__(*exception)
+        self._phase.__exit__(*exception)
+
+
+def _settings(agent: Any, part: str) -> ActorSettings | CriticSettings:
+    found: ActorSettings | CriticSettings = agent.critic if part == "critic" else agent.actor
+    return found
+
+
+def _joint(agent: Any, rollout: Rollout) -> Joint:
+    residual = float((rollout.returns - rollout.values).square().mean())
+    return Joint(action_likelihood(agent.policy), value_likelihood(residual, agent.vf_coef))
+
+
+def _objective(agent: Any, rollout: Rollout, part: str, network: nn.Module) -> Callable[[Rollout], Tensor]:
+    likelihood, joint = action_likelihood(agent.policy), _joint(agent, rollout)
+
+    def value(values: Tensor, batch: Rollout) -> Tensor:
+        return 0.5 * (values - batch.returns).square().mean()
+
+    def policy(outputs: Any, batch: Rollout) -> Tensor:
+        return policy_loss(likelihood, outputs, batch, agent.actor.clip_range, agent.ent_coef)
+
+    def loss(batch: Rollout) -> Tensor:
+        outputs = network(batch.observations)
+        if part == "critic":
+            return value(outputs, batch)
+        if part == "actor":
+            return policy(outputs, batch)
+        return policy(outputs[:-1], batch) + value(outputs[-1], batch) / joint.value.variance
+
+    return loss
+
+
+def _forget(_: object) -> None:
+    """Drop a value."""

@@ -1,0 +1,134 @@
+"""Measure side by side: ``python -m scripts.benchmark NAME``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agents.benchmarks import engine, report, throughput, update
+from agents.errors import UsageError
+from agents.schema import nearest
+from scripts import console
+
+_PROG = "python -m scripts.benchmark"
+_ABOUT = {
+    "throughput": "Training steps per second: ours, Stable-Baselines3's A2C and PPO, TRPO, and the bare environments.",
+    "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
+    "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
+}
+_FOLDER = Path("runs") / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Options of ``throughput``."""
+
+    env: str = "HalfCheetah-v5"
+    """Environment id; its shipped configuration gives environments, networks and algorithms."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    steps: int = 20_000
+    """Environment steps per measurement, rounded up to whole rollouts."""
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Options of ``update``."""
+
+    network: update.Choice = "all"
+    """Networks to update: 64-64 actor and critic, the Atari network, or all of them."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    updates: int = 10
+    """Updates per measurement, rounded up to whole periods of refresh."""
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Options of ``engine``."""
+
+    network: engine.Choice = "all"
+    """Networks to take the curvature of: four layers of 512, the Atari network, or both."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    updates: int = 3
+    """Times the whole curvature is computed per measurement."""
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+_OPTIONS: dict[str, type[Throughput | Update | Engine]] = {
+    "throughput": Throughput,
+    "update": Update,
+    "engine": Engine,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Its arguments; None takes the process's.
+
+    Returns:
+        The exit status.
+    """
+    return console.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    name, *rest = argv or [""]
+    if name in {"-h", "--help"}:
+        print(_usage())
+        return console.DONE
+    if name not in _OPTIONS:
+        raise UsageError(_unknown(name))
+    options = console.parse(_OPTIONS[name], rest, prog=f"{_PROG} {name}", about=_ABOUT[name])
+    _check(options)
+    report.check_folder(options.output)
+    started = datetime.now().astimezone()
+    found = _measure(options)
+    print(found)
+    print(f"\n{report.write(found, options.output, [*_PROG.split(), *argv], started)}")
+    return console.DONE
+
+
+def _measure(options: Throughput | Update | Engine) -> report.Report:
+    match options:
+        case Throughput(env, repeats, steps):
+            return throughput.run(throughput.Plan(env, repeats, steps), console.say)
+        case Update(network, repeats, updates):
+            return update.run(update.Plan(network, repeats, updates), console.say)
+        case Engine(network, repeats, updates):
+            return engine.run(engine.Plan(network, repeats, updates), console.say)
+
+
+def _check(options: Any) -> None:
+    for name in ("repeats", "steps", "updates"):
+        number = getattr(options, name, 1)
+        if number < 1:
+            raise UsageError(f"--{name} must be at least 1, got {number}")
+
+
+def _unknown(name: str) -> str:
+    if not name or name.startswith("-"):
+        return f"name a benchmark first: {', '.join(_OPTIONS)}"
+    return f"there is no benchmark {name!r}; did you mean {nearest(name, list(_OPTIONS))}?"
+
+
+def _usage() -> str:
+    width = max(map(len, _ABOUT))
+    lines = [f"  {name.ljust(width)}  {about}" for name, about in _ABOUT.items()]
+    return "\n".join([f"usage: {_PROG} NAME [options]", "", *lines, "", f"{_PROG} NAME --help lists the options."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

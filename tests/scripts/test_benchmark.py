@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.benchmarks import engine, engines, throughput, update
+from scripts import benchmark
+
+MISTAKES = {
+    "": ["throughput", "update", "engine"],
+    "--repeats 2": ["throughput"],
+    "throughputs": ["'throughputs'", "throughput?"],
+    "throughput --repeats 0": ["--repeats", "0"],
+    "throughput --steps -1": ["--steps", "-1"],
+    "throughput --env Nope-v0": ["Nope-v0"],
+    "throughput --envs CartPole-v1": ["--envs", "--env?"],
+    "update --updates 0": ["--updates", "0"],
+    "update --network cnn": ["cnn", "--network"],
+    "engine --repeats x": ["--repeats", "'x'"],
+    "engine --output file/x": ["file", "--output"],
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_told_in_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert benchmark.main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    for word in MISTAKES[line]:
+        assert word in captured.err
+    assert captured.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["file"], "a mistake leaves nothing behind"
+
+
+def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine"))
+
+
+def measured(name: str, *flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, Any]:
+    assert benchmark.main([name, "--repeats", "1", "--output", str(folder), *flags]) == 0
+    (path,) = folder.glob(f"{name}-*.json")
+    captured = capsys.readouterr()
+    assert captured.out.endswith(f"\n{path}\n")
+    data = json.loads(path.read_text())
+    assert data["benchmark"] == name
+    assert data["settings"]["repeats"] == 1
+    assert data["origin"]["command"].startswith(f"python -m scripts.benchmark {name}")
+    assert "round 1 of 1" in captured.err
+    return captured.out, data
+
+
+def test_throughput_in_processes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "_available", lambda: (["acktr", "a2c", throughput.BARE], ["a note"]))
+    flags = ["--env", "CartPole-v1", "--steps", "64"]
+    out, data = measured("throughput", *flags, folder=tmp_path, capsys=capsys)
+    assert all(text in out for text in ("ACKTR (ours)", "SB3 A2C", "environments alone", "ours ÷ this", "a note"))
+    for result in data["results"].values():
+        assert result["steps_per_second"]["wall"]["median"] > 0
+        assert result["rounds"][0]["work"] >= 64
+    assert data["results"]["acktr"]["ours_over_this"]["cpu"]["median"] == 1
+
+
+def inline(function: Any, *arguments: Any, **options: Any) -> Any:
+    return function(*arguments, **options)
+
+
+def test_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(update, "isolated", inline)
+    out, data = measured("update", "--network", "mlp", "--updates", "1", folder=tmp_path, capsys=capsys)
+    assert "64-64 actor and critic" in out
+    assert all(phase in out for phase in update.PHASES)
+    assert set(data["results"]) == {"64-64 actor and critic", "64-64 actor", "64-64 critic"}
+    rounds = data["results"]["64-64 critic"]["rounds"]
+    assert set(rounds["ACKTR"][0]["phases"]) == set(update.PHASES)
+
+
+def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(engine, "isolated", inline)
+    monkeypatch.setitem(engine.PROBLEMS, "mlp", lambda seed: engines.mlp(seed, batch=32, width=8))
+    out, data = measured("engine", "--network", "mlp", "--updates", "1", folder=tmp_path, capsys=capsys)
+    assert "4×512, batch 2048, ekfac, ours" in out
+    who = ["ours", *(peer for peer in engines.PEERS if engines.installed(peer))]
+    everyone = {f"mlp, {method}, {name}" for name in who for method in engines.methods_of(name)}
+    assert set(data["results"]["timings"]) == everyone
+    assert set(data["results"]["agreement"]) == {name for name in everyone if not name.endswith("ours")}
+    assert len(data["notes"]) == 3 - len(who)
