@@ -19,17 +19,30 @@ def lighten(env: gym.Env[Any, Any]) -> bool:
     Returns:
         Whether the renderer is software, and so was lightened.
     """
+    world: Any = env.unwrapped
+    return lighten_renderer(world.model, world.mujoco_renderer)
+
+
+def lighten_renderer(model: Any, renderer: Any) -> bool:
+    """Do what `lighten` does, to a renderer that has drawn nothing yet.
+
+    Args:
+        model: The MuJoCo model it draws.
+        renderer: A MuJoCo renderer of gymnasium's.
+
+    Returns:
+        Whether it is software, and so was lightened.
+    """
     import mujoco
 
-    world: Any = env.unwrapped
     # Samples are fixed when the renderer is made, so they are set before it is known.
-    samples = world.model.vis.quality.offsamples
-    world.model.vis.quality.offsamples = 0
-    viewer = world.mujoco_renderer._get_viewer("rgb_array")
+    samples = model.vis.quality.offsamples
+    model.vis.quality.offsamples = 0
+    viewer = renderer._get_viewer("rgb_array")
     if not is_software(_renderer_name()):
-        world.model.vis.quality.offsamples = samples
+        model.vis.quality.offsamples = samples
         viewer.close()
-        world.mujoco_renderer._viewers.pop("rgb_array", None)
+        renderer._viewers.pop("rgb_array", None)
         return False
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         viewer.scn.flags[flag] = 0

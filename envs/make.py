@@ -52,9 +52,13 @@ def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _D
     if seed is not None and seed < 0:
         raise WorldError(f"seed must be at least 0, or None for a random one, got {seed}")
     spec = find_spec(env_id)
+    if options.backend == "native" and not is_mujoco(spec):
+        raise WorldError(f"backend 'native' is for MuJoCo tasks, not for {spec.id}; use backend 'gymnasium'")
     if is_atari(spec):
         venv: VecEnv = _make_atari(spec, n_envs, options)
         venv.seed(seed)
+    elif options.backend == "native":
+        venv = _make_native(spec, n_envs, seed, options)
     else:
         venv = _make_gymnasium(spec, n_envs, seed, options)
     return FiniteGuard(venv)
@@ -70,15 +74,40 @@ def _make_atari(spec: EnvSpec, n_envs: int, options: EnvOptions) -> AtariVecEnv:
     return AtariVecEnv(spec.kwargs["game"], n_envs, options.atari, render_mode=options.render_mode)
 
 
-def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
+def _make_native(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
+    _refuse_reserved(options)
+    _load_mujoco(options)
+    from envs.mujoco import make_native  # imports MuJoCo, which only its users have
+
+    venv = make_native(spec, n_envs, options)
+    venv.seed(seed)
+    if seed is not None:
+        venv.action_space.seed(seed)  # as gymnasium's worlds have it
+    return venv
+
+
+def _refuse_reserved(options: EnvOptions) -> None:
+    """Refuse constructor options that have a field of their own.
+
+    Raises:
+        WorldError: If there is one.
+    """
     for name, remedy in _RESERVED.items():
         if name in options.env_kwargs:
             raise WorldError(f"env_kwargs must not hold {name!r}; set {remedy} instead")
+
+
+def _load_mujoco(options: EnvOptions) -> None:
+    if options.render_mode is not None:
+        _choose_headless_renderer()
+    require("mujoco", extra="mujoco")
+    require("imageio", extra="mujoco")  # gymnasium's MuJoCo tasks import it even if nothing is drawn
+
+
+def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
+    _refuse_reserved(options)
     if is_mujoco(spec):
-        if options.render_mode is not None:
-            _choose_headless_renderer()
-        require("mujoco", extra="mujoco")
-        require("imageio", extra="mujoco")  # gymnasium's MuJoCo tasks import it even if nothing is drawn
+        _load_mujoco(options)
 
     # A builder rather than an id: with an id, Stable-Baselines3 asks every world to draw.
     def build() -> gym.Env[Any, Any]:

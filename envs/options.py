@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from envs.errors import WorldError
 
@@ -66,10 +66,23 @@ class EnvOptions:
     """Truncate episodes after this many agent steps; None keeps the environment's own limit. Not for Atari."""
     render_mode: str | None = None
     """``"rgb_array"`` makes ``render()`` return RGB pictures; None, the default, draws nothing and costs nothing."""
+    backend: Literal["gymnasium", "native"] = "gymnasium"
+    """Who computes a MuJoCo task: gymnasium's environments one after the other, or ours for all of them at once.
+
+    The numbers are the same to the last bit. Not for other worlds, which have one backend each.
+    """
+    threads: int = 1
+    """Simulation threads of the native backend, at least 1; more than one pays only for heavy models or many copies."""
     atari: AtariOptions = field(default_factory=AtariOptions)
     """The Atari protocol; without effect on other worlds."""
 
     def __post_init__(self) -> None:
+        if self.backend not in {"gymnasium", "native"}:
+            raise WorldError(f"backend must be 'gymnasium' or 'native', got {self.backend!r}")
+        if self.threads < 1:
+            raise WorldError(f"threads must be at least 1, got {self.threads}")
+        if self.threads > 1 and self.backend != "native":
+            raise WorldError(f"threads ({self.threads}) are for backend 'native'; Atari has atari.threads")
         if self.time_limit is not None and self.time_limit < 1:
             raise WorldError(f"time_limit must be at least 1 step, or None for the world's own, got {self.time_limit}")
 

@@ -30,7 +30,7 @@ ROOMS = {
     "acktr.sb3": Room(
         rooms=frozenset({"acktr"}), libraries=frozenset({"torch", "numpy", "gymnasium", "stable_baselines3"})
     ),
-    "envs": Room(libraries=frozenset({"numpy", "gymnasium", "ale_py", "mujoco", "stable_baselines3"})),
+    "envs": Room(libraries=frozenset({"numpy", "gymnasium", "ale_py", "mujoco", "stable_baselines3", "OpenGL"})),
     "agents": Room(rooms=frozenset({"acktr", "acktr.sb3", "envs"}), libraries=ANY),
     "scripts": Room(rooms=frozenset({"acktr", "acktr.sb3", "envs", "agents"}), libraries=ANY),
 }

@@ -1,0 +1,7 @@
+"""Gymnasium's MuJoCo tasks, computed for all environments at once; needs the MuJoCo packages to import."""
+
+from envs.mujoco.build import TASKS, make_native
+from envs.mujoco.task import State, Task
+from envs.mujoco.vecenv import MujocoVecEnv
+
+__all__ = ["TASKS", "MujocoVecEnv", "State", "Task", "make_native"]
