@@ -198,6 +198,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if weights is not None:
             for name, gradient in self.curvature.weighted_gradient(weights).items():
                 self.parameters[name].grad = gradient
+        self.curvature.release()
 
     @torch.no_grad()
     def step(  # type: ignore[override]

@@ -131,6 +131,10 @@ class BlockDiagonal:
         self._latest = statistics
         return True
 
+    def release(self) -> None:
+        """Let go of the latest update's rows; unfolded images are large."""
+        self._latest = {}
+
     def weighted_gradient(self, weights: Tensor) -> Tensors:
         """Σ_n w_n g_n aₙᵀ / N from the latest update's own rows: one GEMM per layer instead of a backward pass.
 
