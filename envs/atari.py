@@ -19,19 +19,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.atari_screen import ScreenTwin
 from envs.errors import WorldError
+from envs.native import NativeVecEnv
 from envs.options import AtariOptions
 
 FRAMES_PER_SECOND = 60
 _SEED_RANGE = 2**31  # the emulator takes a C int and reads negative ones as "no seed"
 
 
-class AtariVecEnv(VecEnv):
+class AtariVecEnv(NativeVecEnv):
     """``n_envs`` copies of one Atari game, stepped together.
 
     Observations are stacks of grey screens, uint8 in [0, 255], shape (n_envs, frame_stack, screen_size, screen_size),
@@ -53,6 +52,10 @@ class AtariVecEnv(VecEnv):
     Raises:
         WorldError: If ``render_mode`` is neither.
     """
+
+    _worlds = "Atari games"
+    _chosen_in = "AtariOptions"
+    _method_remedy = "the vector environment's own methods"
 
     def __init__(
         self, game: str, n_envs: int, options: AtariOptions | None = None, *, render_mode: str | None = None
@@ -207,50 +210,6 @@ class AtariVecEnv(VecEnv):
         """
         value = getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse: the games live in C++ and are fixed once made.
-
-        Args:
-            attr_name: The attribute.
-            value: Its new value.
-            indices: Environments to change.
-
-        Raises:
-            WorldError: Always.
-        """
-        raise WorldError(f"cannot set {attr_name!r} of Atari games to {value!r}; choose it in AtariOptions")
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Refuse: the games are not Python objects.
-
-        Args:
-            method_name: The method.
-            *method_args: Its arguments.
-            indices: Environments to call it on.
-            **method_kwargs: Its keyword arguments.
-
-        Raises:
-            WorldError: Always.
-        """
-        raise WorldError(f"Atari games have no Python method {method_name!r}; use the vector environment's own methods")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Say which wrappers the games behave as if they had.
-
-        Args:
-            wrapper_class: A gymnasium wrapper.
-            indices: Environments to ask; None for all.
-
-        Returns:
-            True per environment for Stable-Baselines3's ``Monitor``, whose score keeping is built in (so that
-            ``evaluate_policy`` reads raw scores of whole games), False for others.
-        """
-        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
 def _native_env(game: str, n_envs: int, options: AtariOptions) -> Any:

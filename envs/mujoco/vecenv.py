@@ -9,8 +9,6 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.errors import WorldError
@@ -18,9 +16,10 @@ from envs.mujoco.generators import generator, pack, unpack
 from envs.mujoco.pictures import Pictures
 from envs.mujoco.simulation import simulations
 from envs.mujoco.task import Floats, State, Task
+from envs.native import NativeVecEnv
 
 
-class MujocoVecEnv(VecEnv):
+class MujocoVecEnv(NativeVecEnv):
     """``n_envs`` copies of one MuJoCo task, stepped together.
 
     For the same seeds and actions, observations (float64, shape (n_envs, observation)), rewards, ends and random
@@ -42,6 +41,10 @@ class MujocoVecEnv(VecEnv):
     Raises:
         WorldError: If an argument is outside its range.
     """
+
+    _worlds = "native MuJoCo worlds"
+    _chosen_in = "env_kwargs"
+    _method_remedy = "backend 'gymnasium' for it"
 
     def __init__(
         self,
@@ -228,50 +231,6 @@ class MujocoVecEnv(VecEnv):
         """
         value = getattr(self if hasattr(self, attr_name) else self.task, attr_name)
         return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse: a task is fixed once made.
-
-        Args:
-            attr_name: The attribute.
-            value: Its new value.
-            indices: Environments to change.
-
-        Raises:
-            WorldError: Always.
-        """
-        raise WorldError(f"cannot set {attr_name!r} of native MuJoCo worlds to {value!r}; choose it in env_kwargs")
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Refuse: the environments are rows of arrays, not Python objects.
-
-        Args:
-            method_name: The method.
-            *method_args: Its arguments.
-            indices: Environments to call it on.
-            **method_kwargs: Its keyword arguments.
-
-        Raises:
-            WorldError: Always.
-        """
-        raise WorldError(f"native MuJoCo worlds have no method {method_name!r}; use backend 'gymnasium' for it")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Say which wrappers the environments behave as if they had.
-
-        Args:
-            wrapper_class: A gymnasium wrapper.
-            indices: Environments to ask; None for all.
-
-        Returns:
-            True per environment for Stable-Baselines3's ``Monitor``, whose score keeping is built in (so that
-            ``evaluate_policy`` reads raw scores), False for others.
-        """
-        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
 def _rows(state: State, indices: Any) -> State:
