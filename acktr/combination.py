@@ -12,36 +12,24 @@ block is exact and does not couple, so its coefficient comes out as 1.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acktr.exact import Linearisation, Tensors
+from acktr.likelihood import Outputs
 
 
 @dataclass(frozen=True)
-class Combination(ABC):
-    """Coefficients of the columns of P from the exact Fisher on the batch; subclasses say what a column is."""
+class LayerCombination:
+    """One coefficient per layer."""
 
     previous_step: bool = False
     """Whether the previous step is one more column: momentum whose coefficient the model chooses."""
     ridge: float = 1e-6
     """Relative ridge on the system: nearly dependent columns must not cancel against each other."""
-
-    @abstractmethod
-    def columns(self, descents: Sequence[Tensors], split: Callable[[Tensors], list[Tensors]]) -> list[Tensors]:
-        """The columns of P.
-
-        Args:
-            descents: the blocks' direction of each part of the objective.
-            split: cuts a direction into its layers' pieces.
-
-        Returns:
-            Tensors for some or all parameters, per column.
-        """
 
     def combine(
         self, pieces: list[Tensors], gradient: Tensors, damping: float, linearisation: Linearisation
@@ -55,75 +43,18 @@ class Combination(ABC):
             linearisation: the exact Fisher's forward-mode passes.
 
         Returns:
-            The combined direction, and its exact undamped quadratic form αᵀ Pᵀ F P α (scalar, float64).
+            The combined direction, and its exact undamped form (scalar, float64).
         """
-        gram = linearisation.gram([linearisation.tangent(piece) for piece in pieces])
+        tangents = [linearisation.tangent(piece) for piece in pieces]
         slopes = torch.stack([_dot(piece, gradient) for piece in pieces])
         overlaps = torch.stack([torch.stack([_dot(left, right) for right in pieces]) for left in pieces])
-        coefficients = solve_coefficients(gram + damping * overlaps, -slopes, self.ridge)
+        system = linearisation.gram(tangents) + damping * overlaps
+        coefficients = solve_coefficients(system, -slopes, self.ridge).tolist()
         combined = {name: torch.zeros_like(tensor) for name, tensor in gradient.items()}
-        for coefficient, piece in zip(coefficients.tolist(), pieces, strict=True):
+        for coefficient, piece in zip(coefficients, pieces, strict=True):
             for name, tensor in piece.items():
                 combined[name].add_(tensor, alpha=coefficient)
-        return combined, coefficients @ gram @ coefficients
-
-
-@dataclass(frozen=True)
-class LayerCombination(Combination):
-    """One coefficient per layer, and per part of the objective if it has several."""
-
-    def columns(self, descents: Sequence[Tensors], split: Callable[[Tensors], list[Tensors]]) -> list[Tensors]:
-        """Every layer's piece of every direction.
-
-        Args:
-            descents: the blocks' direction of each part of the objective.
-            split: cuts a direction into its layers' pieces.
-
-        Returns:
-            Layers times parts columns.
-        """
-        return [piece for descent in descents for piece in split(descent)]
-
-
-@dataclass(frozen=True)
-class ObjectiveCombination(Combination):
-    """One coefficient per part of the objective: policy and value on a shared trunk each get a length of their own.
-
-    On images a value's per-example gradients are nearly equal (the background is), and blocks, which cannot see one
-    direction common to all layers, make its step a thousand times too long: scaled back together with it, a policy
-    would stand still. With one part this is K-FAC's exact coefficient of the whole step.
-
-    The damping is left to the blocks: two numbers are well determined by a batch, and with λ in their system a value
-    of small weight would be damped away.
-    """
-
-    def combine(
-        self, pieces: list[Tensors], gradient: Tensors, damping: float, linearisation: Linearisation
-    ) -> tuple[Tensors, Tensor]:
-        """Solve for the coefficients without damping and join the pieces.
-
-        Args:
-            pieces: the directions.
-            gradient: ∇, one tensor per parameter.
-            damping: unused here.
-            linearisation: the exact Fisher's forward-mode passes.
-
-        Returns:
-            The combined direction, and its exact quadratic form (scalar, float64).
-        """
-        return super().combine(pieces, gradient, 0.0, linearisation)
-
-    def columns(self, descents: Sequence[Tensors], split: Callable[[Tensors], list[Tensors]]) -> list[Tensors]:
-        """The directions themselves.
-
-        Args:
-            descents: the blocks' direction of each part of the objective.
-            split: unused.
-
-        Returns:
-            As many columns as parts.
-        """
-        return list(descents)
+        return combined, linearisation.form(_weighted_sum(coefficients, tangents))
 
 
 def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
@@ -145,6 +76,11 @@ def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
     scaled = inverse[:, None] * system * inverse + ridge * torch.eye(len(right), dtype=system.dtype)
     solution: Tensor = torch.linalg.solve(scaled, inverse * right)
     return inverse * solution
+
+
+def _weighted_sum(weights: Sequence[float], tangents: Sequence[Outputs]) -> Outputs:
+    outputs = zip(*tangents, strict=True)
+    return tuple(torch.stack([w * t for w, t in zip(weights, parts, strict=True)]).sum(0) for parts in outputs)
 
 
 def _dot(left: Tensors, right: Tensors) -> Tensor:

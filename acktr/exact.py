@@ -69,6 +69,17 @@ class Linearisation:
         self._outputs = primal_outputs
         return tangents
 
+    def form(self, tangent: Outputs) -> Tensor:
+        """Twice the distance a trust region bounds, to second order along a tangent.
+
+        Args:
+            tangent: a result of `tangent`, or a linear combination of such.
+
+        Returns:
+            Scalar, float64.
+        """
+        return self._likelihood.form(self._primal("form"), tangent)
+
     def gram(self, tangents: Sequence[Outputs]) -> Tensor:
         """The matrix of tᵢᵀ F_out tⱼ averaged over examples.
 
@@ -77,19 +88,20 @@ class Linearisation:
 
         Returns:
             Shape [L, L], float64.
-
-        Raises:
-            RuntimeError: if there was no call of `tangent` before.
         """
-        if self._outputs is None:
-            raise RuntimeError("gram() needs tangents of this linearisation; call tangent() first")
+        outputs = self._primal("gram")
         size = len(tangents)
         gram = torch.zeros(size, size, dtype=torch.float64)
         for i in range(size):
             for j in range(i, size):
-                value = self._likelihood.inner(self._outputs, tangents[i], tangents[j]).double().mean()
+                value = self._likelihood.inner(outputs, tangents[i], tangents[j]).double().mean()
                 gram[i, j] = gram[j, i] = value
         return gram
+
+    def _primal(self, asker: str) -> Outputs:
+        if self._outputs is None:
+            raise RuntimeError(f"{asker}() needs tangents of this linearisation; call tangent() first")
+        return self._outputs
 
 
 def _places(network: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, list[str]]:

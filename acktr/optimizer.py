@@ -12,7 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
-from acktr.combination import Combination, LayerCombination
+from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
@@ -41,7 +41,7 @@ OVERSHOOT = 1.5
 class StepRule:
     """How a direction becomes a step."""
 
-    combination: Combination | None = field(default_factory=LayerCombination)
+    combination: LayerCombination | None = field(default_factory=LayerCombination)
     """One coefficient per layer from the exact Fisher; None leaves every coefficient at 1."""
     metric: StepMetric = field(default_factory=ExactMetric)
     """The quadratic form that sets the distance."""
@@ -61,16 +61,6 @@ class StepRule:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples must be at least 1, or None for the whole batch, got {self.examples}")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of an objective."""
-
-    gradient: Tensors
-    """By parameter name."""
-    damping: float
-    """Added to the curvature's eigenvalues for this part: a noisier gradient wants more."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +191,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self.curvature.release()
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, parts: Sequence[Part] | None = None
-    ) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step from the gradients in `.grad`.
 
         Args:
             closure: recomputes the loss and its gradients, as in torch.optim; rarely needed here.
-            parts: of the objective, in place of `.grad`; a combination gives each a coefficient of its own.
 
         Returns:
             The closure's loss, if there is one.
@@ -220,15 +207,15 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parts = parts or [Part(self._gradient(), self.param_groups[0]["damping"])]
+        gradient = self._gradient()
         record = self._capture.last
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or not all(_all_finite(p.gradient.values()) for p in parts):
+        if not self.curvature.ready or not _all_finite(gradient.values()):
             self._skip("the gradient")
             return loss
-        direction, quadratic = self._direction(parts, self._form_batch(record))
+        direction, quadratic = self._direction(gradient, self._form_batch(record))
         if not _all_finite(direction.values()):
             self._skip("the direction")
             return loss
@@ -253,22 +240,21 @@ class NaturalGradient(torch.optim.Optimizer):
         args: tuple[Any, ...] = take_rows(record.args, rows)
         return args
 
-    def _direction(self, parts: Sequence[Part], args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
+    def _direction(self, gradient: Tensors, args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
         """Which way: descent direction and its quadratic form."""
         group = self.param_groups[0]
         cold = self._steps < self.rule.cold_start
-        naturals = [p.gradient if cold else self.curvature.solve(p.gradient, p.damping) for p in parts]
-        descents = [{name: -tensor for name, tensor in natural.items()} for natural in naturals]
+        natural = gradient if cold else self.curvature.solve(gradient, group["damping"])
+        descent = {name: -tensor for name, tensor in natural.items()}
         linearisation = Linearisation(self.network, self.parameters, args, self.likelihood)
         combination = self.rule.combination
         if combination is None or cold:
-            descent = self._with_momentum(_sum(descents))
+            descent = self._with_momentum(descent)
             return descent, self._quadratic(descent, linearisation)
-        pieces = combination.columns(descents, self.curvature.split)
+        pieces = self.curvature.split(descent)
         if combination.previous_step and "previous_step" in self.state[next(iter(self.parameters.values()))]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        total = _sum([part.gradient for part in parts])
-        descent, quadratic = combination.combine(pieces, total, group["damping"], linearisation)
+        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
         if group["momentum"]:
             descent = self._with_momentum(descent)
             quadratic = self._quadratic(descent, linearisation)
@@ -288,7 +274,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _quadratic(self, descent: Tensors, linearisation: Linearisation) -> Tensor:
         if isinstance(self.rule.metric, BlockMetric):
             return self.curvature.quadratic(descent)
-        return linearisation.gram([linearisation.tangent(descent)])[0, 0]
+        return linearisation.form(linearisation.tangent(descent))
 
     def _move(self, direction: Tensors, quadratic: Tensor, args: tuple[Any, ...], outputs: Outputs) -> None:
         """How far: scale, apply, measure, correct."""
@@ -335,7 +321,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _measure(self, args: tuple[Any, ...], outputs: Outputs) -> float:
         new = self.network(*args)
         new = (new,) if isinstance(new, Tensor) else tuple(new)
-        return float(self.likelihood.divergence(outputs, new).mean())
+        return float(self.likelihood.distance(outputs, new))
 
     def _skip(self, where: str) -> None:
         self.skipped += 1
@@ -379,10 +365,6 @@ def _check(**values: float) -> None:
     for name in ("lr", "weight_decay"):
         if not 0 <= values[name] < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
-
-
-def _sum(parts: list[Tensors]) -> Tensors:
-    return parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}  # type: ignore[misc]
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -25,8 +25,8 @@ Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal"]
 Fisher = Literal["sampled", "exact", "empirical"]
 """Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
 
-Combination = Literal["layers", "layers-and-momentum", "objectives", "none"]
-"""One coefficient per layer, one more for the previous step, one each for policy and value, or all of them 1."""
+Combination = Literal["layers", "layers-and-momentum", "none"]
+"""One coefficient per layer, one more for the previous step, or all of them 1."""
 
 
 @dataclass(frozen=True)

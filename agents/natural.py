@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acktr.combination import Combination, LayerCombination, ObjectiveCombination
+from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -94,9 +94,7 @@ def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
     return factory
 
 
-def _combination(config: ActorConfig | CriticConfig) -> Combination | None:
+def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
     if config.combination == "none":
         return None
-    if config.combination == "objectives":
-        return ObjectiveCombination()
     return LayerCombination(previous_step=config.combination == "layers-and-momentum")

@@ -33,6 +33,14 @@ class Likelihood(Protocol):
         """KL(old ‖ new) per example in nats, shape [N]."""
         ...
 
+    def distance(self, old: Outputs, new: Outputs) -> Tensor:
+        """What a trust region bounds: the mean KL(old ‖ new) in nats, unless a likelihood bounds its parts apart."""
+        return self.divergence(old, new).mean()
+
+    def form(self, outputs: Outputs, tangent: Outputs) -> Tensor:
+        """Twice the distance to second order, for outputs that move by `tangent`; scalar, float64."""
+        return self.inner(outputs, tangent, tangent).double().mean()
+
 
 class PolicyLikelihood(Likelihood, Protocol):
     """A likelihood whose targets are actions."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Outputs
+from acktr.likelihood.base import Outputs, PolicyLikelihood
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(PolicyLikelihood):
     """One of C classes, by unnormalised log-probabilities; F_out = diag(p) − p pᵀ."""
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Outputs
+from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
 
 
 @dataclass(frozen=True)
-class DiagonalGaussian:
+class DiagonalGaussian(PolicyLikelihood):
     """Independent normals by mean and log standard deviation; F_out = diag(1/σ², 2)."""
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
@@ -118,7 +118,7 @@ class DiagonalGaussian:
 
 
 @dataclass(frozen=True)
-class ScalarGaussian:
+class ScalarGaussian(Likelihood):
     """A value with a fixed variance; F_out = 1/variance, so variance 1 makes the Fisher the Gauss–Newton matrix."""
 
     variance: float = 1.0

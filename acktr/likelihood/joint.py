@@ -7,16 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Outputs, PolicyLikelihood
+from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
 from acktr.likelihood.gaussian import ScalarGaussian
 
 
 @dataclass(frozen=True)
-class Joint:
-    """Independent targets given the outputs: p(action, value) = policy · value (ACKTR, Wu et al. 2017, section 3.1)."""
+class Joint(Likelihood):
+    """Independent targets given the outputs: p(action, value) = policy · value (ACKTR, Wu et al. 2017, section 3.1).
+
+    The Fisher is the sum of both. A trust region bounds each by itself: one sum would let a value with large errors
+    use up the policy's share, or a policy hide a value that runs away.
+    """
 
     policy: PolicyLikelihood
     value: ScalarGaussian
+    value_radius: float = 1.0
+    """Radius of the value's KL, as a multiple of the policy's."""
 
     def _split(self, outputs: Outputs) -> tuple[Outputs, Outputs]:
         return outputs[:-1], outputs[-1:]
@@ -88,3 +94,29 @@ class Joint:
             Shape [N], nats.
         """
         return self.policy.divergence(old[:-1], new[:-1]) + self.value.divergence(old[-1:], new[-1:])
+
+    def distance(self, old: Outputs, new: Outputs) -> Tensor:
+        """The larger of the parts' mean divergences, the value's in units of its own radius.
+
+        Args:
+            old: the policy's outputs, then the value.
+            new: the policy's outputs, then the value.
+
+        Returns:
+            Scalar, nats of the policy.
+        """
+        value = self.value.distance(old[-1:], new[-1:]) / self.value_radius
+        return torch.maximum(self.policy.distance(old[:-1], new[:-1]), value)
+
+    def form(self, outputs: Outputs, tangent: Outputs) -> Tensor:
+        """The larger of the parts' forms, the value's in units of its own radius.
+
+        Args:
+            outputs: the policy's outputs, then the value.
+            tangent: how they move.
+
+        Returns:
+            Scalar, float64.
+        """
+        value = self.value.form(outputs[-1:], tangent[-1:]) / self.value_radius
+        return torch.maximum(self.policy.form(outputs[:-1], tangent[:-1]), value)

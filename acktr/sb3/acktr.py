@@ -35,19 +35,17 @@ from acktr.sb3.networks import (
 from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
 from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
 from acktr.sb3.state import UpdateState
-from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps, value_likelihood
+from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps
 
 Self = TypeVar("Self", bound="ACKTR")
-
-RESIDUAL_EMA = 0.95
-"""Weight kept of the old mean squared residual per rollout, where value and policy share a trunk."""
 
 
 class ACKTR(OnPolicyAlgorithm):
     """Actor–Critic using Kronecker-factored Trust Regions, as a Stable-Baselines3 algorithm.
 
     Policy and value networks of their own (SB3's `MlpPolicy`) get metrics and radii of their own. A shared trunk
-    (SB3's `CnnPolicy`) takes one step in the sum of the policy's Fisher and the value's, under `actor`'s settings.
+    (SB3's `CnnPolicy`) takes one step in the sum of the policy's Fisher and the value's, under `actor`'s settings and
+    within both radii.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or an `ActorCriticPolicy` class.
@@ -58,7 +56,7 @@ class ACKTR(OnPolicyAlgorithm):
         gamma: discount, in [0, 1].
         gae_lambda: GAE's λ, in [0, 1]: 0 trusts the critic, 1 the returns.
         ent_coef: weight of the entropy bonus, ≥ 0.
-        vf_coef: weight of the value in a shared trunk's objective and metric, > 0; no effect on networks of their own.
+        vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks of their own.
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
         actor: the policy's steps.
         critic: the value's steps.
@@ -239,7 +237,7 @@ class ACKTR(OnPolicyAlgorithm):
         # The last rollout may end beyond the total, where linear schedules would turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate(self._optimizers())
-        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
+        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage).seen_by(self.policy)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
         if self._joint_network is not None:
             self._log("train", self._train_jointly(rollout))
@@ -265,17 +263,10 @@ class ACKTR(OnPolicyAlgorithm):
         )
 
     def _train_jointly(self, rollout: Rollout) -> StepLog:
-        state = self.update_state
-        residual = (rollout.returns - rollout.values).square().mean().cpu()
-        fresh = self._n_updates == 0
-        state.residual = residual if fresh else RESIDUAL_EMA * state.residual + (1 - RESIDUAL_EMA) * residual
-        self.actor_optimizer.likelihood = Joint(
-            self.action_likelihood, value_likelihood(float(state.residual), self.vf_coef)
-        )
         network = cast(JointNetwork, self._joint_network)
-        dampings = (self.actor.damping, self.critic.damping)
+        radius, generator = at(self.critic.radius, self._current_progress_remaining), self.update_state.generator
         optimizer = self.actor_optimizer
-        return joint_steps(network, optimizer, rollout, self.actor, self.ent_coef, dampings, state.generator)
+        return joint_steps(network, optimizer, rollout, self.actor, self.ent_coef, self.vf_coef, radius, generator)
 
     def _log(self, room: str, log: StepLog) -> None:
         for name, value in log.means().items():

@@ -25,9 +25,7 @@ class _View(nn.Module):
         self.policy = policy
 
     def _features(self, observations: Any, extractor: nn.Module) -> Tensor:
-        policy = self.policy
-        prepared = preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
-        return cast(Tensor, extractor(prepared))
+        return cast(Tensor, extractor(prepare(self.policy, observations)))
 
     def _distribution(self, latent: Tensor) -> Outputs:
         outputs = self.policy.action_net(latent)
@@ -35,6 +33,33 @@ class _View(nn.Module):
             return (outputs,)
         # A copy: outputs kept from before a step must not follow the parameter.
         return outputs, self.policy.log_std.expand_as(outputs).clone()
+
+
+def prepare(policy: ActorCriticPolicy, observations: Any) -> Any:
+    """What Stable-Baselines3 does to observations before a network sees them: images to [0, 1], classes to one-hot.
+
+    What is floating already is left alone, so a rollout that is read several times is prepared once.
+
+    Args:
+        policy: whose observations they are.
+        observations: a batch as SB3 hands it to a policy, or what this function made of it.
+
+    Returns:
+        Floating tensors; images lie channels last in memory, as the convolutions want them.
+    """
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    if all(part.is_floating_point() for part in parts):
+        return observations
+    if isinstance(observations, dict):
+        observations = {key: _channels_last(part) for key, part in observations.items()}
+    else:
+        observations = _channels_last(observations)
+    return preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+
+
+def _channels_last(observations: Tensor) -> Tensor:
+    # While they are bytes: a quarter of the memory to move.
+    return observations.contiguous(memory_format=torch.channels_last) if observations.ndim == 4 else observations
 
 
 class ActorNetwork(_View):

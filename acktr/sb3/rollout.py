@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Generator, Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
+from acktr.sb3.networks import prepare
 from acktr.tree import take_rows
 
 
@@ -34,6 +36,17 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.returns)
+
+    def seen_by(self, policy: ActorCriticPolicy) -> Rollout:
+        """The same rollout with observations prepared once for all passes through the policy's networks.
+
+        Args:
+            policy: whose networks.
+
+        Returns:
+            A rollout of floating observations.
+        """
+        return replace(self, observations=prepare(policy, self.observations))
 
     def rows(self, rows: Tensor) -> Rollout:
         """A part of the rollout.

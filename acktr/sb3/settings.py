@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from acktr.combination import Combination, LayerCombination
+from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, CurvatureFactory
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
@@ -32,8 +32,8 @@ class ActorSettings:
     """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step."""
     momentum: float = 0.0
     """Share of the previous step carried into the next direction; 0 for none."""
-    combination: Combination | None = field(default_factory=LayerCombination)
-    """Solve one coefficient per layer (`ObjectiveCombination`: per objective) from the exact Fisher; None keeps 1."""
+    combination: LayerCombination | None = field(default_factory=LayerCombination)
+    """Solve one coefficient per layer from the exact Fisher; None keeps every coefficient at 1."""
     metric: StepMetric = field(default_factory=ExactMetric)
     """The quadratic form that sets the distance."""
     corrections: int = 2
@@ -73,7 +73,7 @@ class CriticSettings:
     """Added to the curvature's eigenvalues."""
     momentum: float = 0.0
     """Share of the previous step carried into the next direction; 0 for none."""
-    combination: Combination | None = None
+    combination: LayerCombination | None = None
     """Solve one coefficient per layer from the exact Gauss–Newton matrix; None keeps every coefficient at 1."""
     metric: StepMetric = field(default_factory=BlockMetric)
     """The quadratic form that sets the distance; one measured correction makes up for its errors."""

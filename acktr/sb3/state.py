@@ -23,8 +23,6 @@ class UpdateState:
 
     def __init__(self, seed: int) -> None:
         self.generator = Generator().manual_seed(seed)
-        self.residual = torch.ones(())
-        """Running mean squared residual of a shared trunk's value head."""
         self.normaliser: VecNormalize | None = None
         self._waiting: dict[str, Any] | None = None
 
@@ -42,7 +40,7 @@ class UpdateState:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
-        return {"generator": self.generator.get_state(), "residual": self.residual, "normaliser": normaliser}
+        return {"generator": self.generator.get_state(), "normaliser": normaliser}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what `state_dict` returned.
@@ -52,7 +50,6 @@ class UpdateState:
             strict: SB3's name for «every key must be there», which is always so here.
         """
         self.generator.set_state(state["generator"].cpu())
-        self.residual = state["residual"].cpu()
         self._waiting = state["normaliser"]
         self.attach(self.normaliser)
 

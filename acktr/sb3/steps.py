@@ -8,10 +8,9 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor, nn
 
-from acktr.combination import ObjectiveCombination
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
-from acktr.optimizer import NaturalGradient, Part, StepReport
+from acktr.optimizer import NaturalGradient, StepReport
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
@@ -127,14 +126,14 @@ def joint_steps(
     rollout: Rollout,
     settings: ActorSettings,
     ent_coef: float,
-    dampings: tuple[float, float],
+    vf_coef: float,
+    value_radius: float,
     generator: Generator,
 ) -> StepLog:
     """Step a shared trunk along the natural gradient of policy and value together.
 
-    Both are likelihoods: of the actions, and of returns around the value with the residual's own variance over
-    c_v. The same weight then stands in the objective, in the summed Fisher and in the radius, so a value that runs
-    away is held by the same bound as a policy that does.
+    The metric is the sum of the policy's Fisher and the value's at unit variance (Wu et al. 2017, section 3.1), and
+    both trust regions hold: the step is as long as the shorter of the two allows.
 
     Args:
         network: observations to the action distribution's parameters and the value.
@@ -142,41 +141,43 @@ def joint_steps(
         rollout: the transitions.
         settings: how often, and when to stop.
         ent_coef: weight of the entropy bonus.
-        dampings: of the policy's and the value's direction, where the objectives are combined.
+        vf_coef: weight of the value's mean squared error over 2 in the objective.
+        value_radius: largest mean squared change of V in a step, as a share of the mean squared residual.
         generator: source of the shuffles.
 
     Returns:
         What the steps did.
     """
     log = StepLog()
-    joint: Joint = optimizer.likelihood  # type: ignore[assignment]
-    behaviour = _outputs(network, rollout) if settings.max_rollout_kl is not None else None
+    policy: PolicyLikelihood = optimizer.likelihood.policy  # type: ignore[attr-defined]
+    behaviour = _outputs(network, rollout)[:-1] if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
-        policy = policy_loss(joint.policy, outputs[:-1], batch, settings.clip_range, ent_coef)
-        value = 0.5 * (outputs[-1] - batch.returns).square().mean() / joint.value.variance
-        if isinstance(settings.combination, ObjectiveCombination):
-            gradients = _gradients(optimizer, [policy, value])
-            optimizer.step(parts=[Part(g, damping) for g, damping in zip(gradients, dampings, strict=True)])
-            log.add(optimizer.report, policy + value)
-        else:
-            log.add(_descend(optimizer, policy + value), policy + value)
-        if behaviour is not None and _too_far(joint, behaviour, _outputs(network, rollout), settings.max_rollout_kl):
+        error = 0.5 * (outputs[-1] - batch.returns).square().mean()
+        radius = optimizer.param_groups[0]["radius"]
+        optimizer.likelihood = joint_likelihood(policy, value_radius * float(error.detach()), radius)
+        loss = policy_loss(policy, outputs[:-1], batch, settings.clip_range, ent_coef) + vf_coef * error
+        log.add(_descend(optimizer, loss), loss)
+        if behaviour is not None and _too_far(
+            policy, behaviour, _outputs(network, rollout)[:-1], settings.max_rollout_kl
+        ):
             break
     return log
 
 
-def value_likelihood(residual: float, vf_coef: float) -> ScalarGaussian:
-    """Returns around the value: variance = mean squared residual / c_v.
+def joint_likelihood(policy: PolicyLikelihood, value_radius: float, radius: float) -> Joint:
+    """Policy and value of a shared trunk, each with a radius of its own.
 
     Args:
-        residual: mean squared difference of returns and values, ≥ 0.
-        vf_coef: c_v > 0.
+        policy: of the actions.
+        value_radius: largest ½ E[(ΔV)²].
+        radius: of the policy, in nats.
 
     Returns:
-        The value's part of the joint likelihood.
+        The likelihood.
     """
-    return ScalarGaussian(max(residual, 1e-8) / vf_coef)
+    # A decayed radius ends at 0, where nothing moves whatever the value's share.
+    return Joint(policy, ScalarGaussian(), max(value_radius, 1e-12) / max(radius, 1e-12))
 
 
 def _observe(
@@ -201,16 +202,6 @@ def _descend(optimizer: NaturalGradient, loss: Tensor) -> StepReport:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return optimizer.report
-
-
-def _gradients(optimizer: NaturalGradient, objectives: list[Tensor]) -> list[dict[str, Tensor]]:
-    parameters = optimizer.parameters
-    out = []
-    for objective in objectives:
-        grads = torch.autograd.grad(objective, list(parameters.values()), retain_graph=True, allow_unused=True)
-        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), grads, strict=True))
-        out.append(dict(zip(parameters, filled, strict=True)))
-    return out
 
 
 @torch.no_grad()

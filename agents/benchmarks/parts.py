@@ -15,7 +15,7 @@ from acktr.sb3 import ActorSettings, CriticSettings
 from acktr.sb3.networks import action_likelihood
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import at
-from acktr.sb3.steps import actor_steps, critic_steps, joint_steps, value_likelihood
+from acktr.sb3.steps import actor_steps, critic_steps, joint_likelihood, joint_steps
 from agents.benchmarks.measuring import Phases
 
 
@@ -67,9 +67,9 @@ def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
         call = partial(actor_steps, optimizer.network, optimizer, rollout, agent.actor, agent.ent_coef, generator)
     else:
         optimizer.likelihood = _joint(agent, rollout)
-        dampings = (agent.actor.damping, agent.critic.damping)
+        radius = at(agent.critic.radius, 1.0)
         step = partial(joint_steps, optimizer.network, optimizer, rollout, agent.actor)
-        call = partial(step, agent.ent_coef, dampings, generator)
+        call = partial(step, agent.ent_coef, agent.vf_coef, radius, generator)
     return lambda: _forget(call())
 
 
@@ -87,7 +87,7 @@ def rmsprop_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
     natural, settings = optimizer_of(agent, part), _settings(agent, part)
     optimizer = torch.optim.RMSprop(natural.parameters.values(), lr=7e-4, alpha=0.99, eps=1e-5)  # A2C's
     generator = torch.Generator().manual_seed(0)
-    loss = _objective(agent, rollout, part, natural.network)
+    loss = _objective(agent, part, natural.network)
 
     def steps() -> None:
         for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
@@ -142,12 +142,14 @@ def _settings(agent: Any, part: str) -> ActorSettings | CriticSettings:
 
 
 def _joint(agent: Any, rollout: Rollout) -> Joint:
-    residual = float((rollout.returns - rollout.values).square().mean())
-    return Joint(action_likelihood(agent.policy), value_likelihood(residual, agent.vf_coef))
+    error = 0.5 * float((rollout.returns - rollout.values).square().mean())
+    return joint_likelihood(
+        action_likelihood(agent.policy), at(agent.critic.radius, 1.0) * error, at(agent.actor.radius, 1.0)
+    )
 
 
-def _objective(agent: Any, rollout: Rollout, part: str, network: nn.Module) -> Callable[[Rollout], Tensor]:
-    likelihood, joint = action_likelihood(agent.policy), _joint(agent, rollout)
+def _objective(agent: Any, part: str, network: nn.Module) -> Callable[[Rollout], Tensor]:
+    likelihood = action_likelihood(agent.policy)
 
     def value(values: Tensor, batch: Rollout) -> Tensor:
         return 0.5 * (values - batch.returns).square().mean()
@@ -161,7 +163,8 @@ def _objective(agent: Any, rollout: Rollout, part: str, network: nn.Module) -> C
             return value(outputs, batch)
         if part == "actor":
             return policy(outputs, batch)
-        return policy(outputs[:-1], batch) + value(outputs[-1], batch) / joint.value.variance
+        joint: Tensor = policy(outputs[:-1], batch) + agent.vf_coef * value(outputs[-1], batch)
+        return joint
 
     return loss
 

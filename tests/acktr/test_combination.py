@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acktr.combination import LayerCombination, ObjectiveCombination, solve_coefficients
+from acktr.combination import LayerCombination, solve_coefficients
 from acktr.curvature import EKFAC, KFAC
 from acktr.curvature.network import known_fisher
 from acktr.exact import Linearisation
@@ -48,7 +48,11 @@ def test_coefficients_are_the_dense_solution(kind, previous_step, oracle):
     g, step = oracle.flat(gradient), oracle.flat(combined)
     alpha = torch.linalg.solve(P.mT @ F @ P + DAMPING * P.mT @ P, -P.mT @ g)
     assert torch.allclose(step, P @ alpha, rtol=1e-3, atol=1e-4 * float(step.norm()))
-    assert float(quadratic) == pytest.approx(float(step @ F @ step), rel=1e-9)
+    # A trust region holds policy and value apart: its form is not their sum.
+    if kind != "joint":
+        assert float(quadratic) == pytest.approx(float(step @ F @ step), rel=1e-9)
+    else:
+        assert 0 < float(quadratic) < float(step @ F @ step)
     assert float((step - P.sum(1)).norm() / step.norm()) > 1e-2  # the coefficients are not 1
 
 
@@ -125,30 +129,3 @@ def test_columns_of_very_different_size_are_solved_alike():
     assert torch.allclose(units * scaled, expected, rtol=10 * RIDGE)
     plain_ridge = units[:, None] * system * units + RIDGE * torch.eye(2)
     assert not torch.allclose(units * torch.linalg.solve(plain_ridge, units * right), expected, rtol=1e-2)
-
-
-def test_columns_are_layers_times_parts_or_parts(oracle):
-    network, inputs = oracle.mlp(4, 5, 3), torch.randn(9, 4)
-    curvature = oracle.curvature(network, Categorical(), EKFAC(), inputs)
-    parts = [{name: torch.randn_like(p) for name, p in network.named_parameters()} for _ in range(2)]
-    layered = LayerCombination().columns(parts, curvature.split)
-    assert len(layered) == 2 * 2
-    assert all(len(column) == 2 for column in layered)  # weight and bias of one layer
-    assert ObjectiveCombination().columns(parts, curvature.split) == parts
-
-
-def test_a_part_that_a_blind_metric_makes_too_long_does_not_shorten_the_other(oracle):
-    """The policy's share of the step stays what it was when the value's direction is made 1000 times too long."""
-    network, likelihood, inputs = oracle.case("joint", examples=40)
-    gradients = [{n: torch.randn_like(p) for n, p in network.named_parameters()} for _ in range(2)]
-    linearisation = Linearisation(network, dict(network.named_parameters()), (inputs,), likelihood)
-    scaled = [gradients[0], {n: 1000 * g for n, g in gradients[1].items()}]
-    total = {n: gradients[0][n] + gradients[1][n] for n in gradients[0]}
-    descents, long = ([{n: -t for n, t in part.items()} for part in parts] for parts in (gradients, scaled))
-    fair, _ = ObjectiveCombination().combine(descents, total, DAMPING, linearisation)
-    same, _ = ObjectiveCombination().combine(long, total, DAMPING, linearisation)
-    assert torch.allclose(oracle.flat(same), oracle.flat(fair), rtol=1e-4, atol=1e-6)
-    # Negative control: as one column the long part sets the length of both.
-    summed = {n: long[0][n] + long[1][n] for n in long[0]}
-    one, _ = ObjectiveCombination().combine([summed], total, DAMPING, linearisation)
-    assert not torch.allclose(oracle.flat(one), oracle.flat(fair), rtol=0.1, atol=1e-3)

@@ -70,9 +70,9 @@ def test_the_reported_divergence_is_the_true_one(world):
     def watch():
         before = deepcopy(agent.policy)
         train()
-        kl, change, _ = distances(before, agent.policy, agent.rollout_buffer)
-        value = 0.5 * agent.vf_coef * change / float(agent.update_state.residual) if "images" in world else 0
-        true.append(kl + value)
+        kl, change, residual = distances(before, agent.policy, agent.rollout_buffer)
+        share = change / (agent.critic.radius * residual)
+        true.append(max(kl, agent.actor.radius * share) if "images" in world else kl)
 
     agent.train = watch
     agent.learn(4 * 32 * agent.n_envs)
@@ -94,12 +94,14 @@ def test_the_value_stays_within_its_share_of_the_residual(world):
 
 @pytest.mark.parametrize("world", ["images, discrete", "images, box"])
 def test_a_shared_trunk_bounds_the_value_too(world):
-    """KL of the value's part is ½ c_v E[(ΔV)²] / s², s² the running mean squared residual, so it is ≤ the radius."""
-    agent, measured = watched(world, updates=1)
-    residual = float(agent.update_state.residual)
-    (_, change, batch_residual), *_ = measured
-    assert residual == pytest.approx(batch_residual, rel=1e-4)
-    assert 0 < 0.5 * agent.vf_coef * change / residual <= SLACK * agent.actor.radius
+    """Whichever of the two radii is met first ends the step."""
+    tight = CriticSettings(radius=1e-3)
+    agent, measured = watched(world, critic=tight)
+    shares = [change / (tight.radius * residual) for _, change, residual in measured]
+    assert 0.1 < max(shares) <= SLACK
+    assert all(kl < agent.actor.radius / 2 for kl, _, _ in measured), "the value's radius was not the one that held"
+    _, loose = watched(world, critic=CriticSettings(radius=100.0))
+    assert max(change / (tight.radius * residual) for _, change, residual in loose) > 2 * SLACK
 
 
 def test_every_step_of_many_stays_within_its_own_radius():
