@@ -12,14 +12,12 @@ block is exact and does not couple, so its coefficient comes out as 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acktr.exact import Linearisation, Tensors
-from acktr.likelihood import Outputs
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,14 @@ class LayerCombination:
         tangents = [linearisation.tangent(piece) for piece in pieces]
         slopes = torch.stack([_dot(piece, gradient) for piece in pieces])
         overlaps = torch.stack([torch.stack([_dot(left, right) for right in pieces]) for left in pieces])
-        system = linearisation.gram(tangents) + damping * overlaps
-        coefficients = solve_coefficients(system, -slopes, self.ridge).tolist()
+        grams = linearisation.grams(tangents)
+        system = torch.stack(grams).sum(0) + damping * overlaps
+        coefficients = solve_coefficients(system, -slopes, self.ridge)
         combined = {name: torch.zeros_like(tensor) for name, tensor in gradient.items()}
-        for coefficient, piece in zip(coefficients, pieces, strict=True):
+        for coefficient, piece in zip(coefficients.tolist(), pieces, strict=True):
             for name, tensor in piece.items():
                 combined[name].add_(tensor, alpha=coefficient)
-        return combined, linearisation.form(_weighted_sum(coefficients, tangents))
+        return combined, linearisation.form(coefficients, grams)
 
 
 def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
@@ -76,11 +75,6 @@ def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
     scaled = inverse[:, None] * system * inverse + ridge * torch.eye(len(right), dtype=system.dtype)
     solution: Tensor = torch.linalg.solve(scaled, inverse * right)
     return inverse * solution
-
-
-def _weighted_sum(weights: Sequence[float], tangents: Sequence[Outputs]) -> Outputs:
-    outputs = zip(*tangents, strict=True)
-    return tuple(torch.stack([w * t for w, t in zip(weights, parts, strict=True)]).sum(0) for parts in outputs)
 
 
 def _dot(left: Tensors, right: Tensors) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from acktr.likelihood import Likelihood, Outputs
+from acktr.likelihood import Likelihood, Outputs, Part
 
 Tensors = dict[str, Tensor]
 
@@ -69,39 +69,44 @@ class Linearisation:
         self._outputs = primal_outputs
         return tangents
 
-    def form(self, tangent: Outputs) -> Tensor:
-        """Twice the distance a trust region bounds, to second order along a tangent.
-
-        Args:
-            tangent: a result of `tangent`, or a linear combination of such.
-
-        Returns:
-            Scalar, float64.
-        """
-        return self._likelihood.form(self._primal("form"), tangent)
-
-    def gram(self, tangents: Sequence[Outputs]) -> Tensor:
-        """The matrix of tᵢᵀ F_out tⱼ averaged over examples.
+    def grams(self, tangents: Sequence[Outputs]) -> list[Tensor]:
+        """The matrices of tᵢᵀ F_out tⱼ averaged over examples, one for each part of the likelihood; their sum is PᵀFP.
 
         Args:
             tangents: L results of `tangent`.
 
         Returns:
-            Shape [L, L], float64.
+            Shape [L, L] each, float64.
+
+        Raises:
+            RuntimeError: if there was no call of `tangent` before.
         """
-        outputs = self._primal("gram")
-        size = len(tangents)
+        if self._outputs is None:
+            raise RuntimeError("grams() needs tangents of this linearisation; call tangent() first")
+        return [self._gram(part, self._outputs, tangents) for part in self._likelihood.parts()]
+
+    @staticmethod
+    def _gram(part: Part, outputs: Outputs, tangents: Sequence[Outputs]) -> Tensor:
+        size, own = len(tangents), [tangent[part.outputs] for tangent in tangents]
         gram = torch.zeros(size, size, dtype=torch.float64)
         for i in range(size):
             for j in range(i, size):
-                value = self._likelihood.inner(outputs, tangents[i], tangents[j]).double().mean()
+                value = part.likelihood.inner(outputs[part.outputs], own[i], own[j]).double().mean()
                 gram[i, j] = gram[j, i] = value
         return gram
 
-    def _primal(self, asker: str) -> Outputs:
-        if self._outputs is None:
-            raise RuntimeError(f"{asker}() needs tangents of this linearisation; call tangent() first")
-        return self._outputs
+    def form(self, coefficients: Tensor, grams: Sequence[Tensor]) -> Tensor:
+        """Twice the distance a trust region bounds, to second order: the largest of the parts' in units of their radii.
+
+        Args:
+            coefficients: α of the tangents, shape [L], float64.
+            grams: of `grams`.
+
+        Returns:
+            Scalar, float64.
+        """
+        parts = zip(self._likelihood.parts(), grams, strict=True)
+        return torch.stack([coefficients @ gram @ coefficients / part.radius for part, gram in parts]).max()
 
 
 def _places(network: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, list[str]]:

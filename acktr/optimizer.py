@@ -274,7 +274,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _quadratic(self, descent: Tensors, linearisation: Linearisation) -> Tensor:
         if isinstance(self.rule.metric, BlockMetric):
             return self.curvature.quadratic(descent)
-        return linearisation.form(linearisation.tangent(descent))
+        grams = linearisation.grams([linearisation.tangent(descent)])
+        return linearisation.form(torch.ones(1, dtype=torch.float64), grams)
 
     def _move(self, direction: Tensors, quadratic: Tensor, args: tuple[Any, ...], outputs: Outputs) -> None:
         """How far: scale, apply, measure, correct."""

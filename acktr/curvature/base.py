@@ -7,7 +7,7 @@ network's. The verbs are the same at both levels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,21 +77,25 @@ class Statistics:
             )
             g_squares = g.square().reshape(-1, self.examples, g.shape[-1]).sum(0)
             return g_squares.mT @ a.square() / self.examples
-        return self._squares_of_sums(output_basis, input_basis)
+        turned = (_turned(gradients, output_basis, input_basis) for gradients in self.gradients())
+        total: Tensor = sum(t.square().sum(0) for t in turned)  # type: ignore[assignment]
+        return total / self.examples
 
-    def _squares_of_sums(self, output_basis: Tensor | None, input_basis: Tensor | None) -> Tensor:
-        total = self.inputs.new_zeros(self.output_grads.shape[-1], self.inputs.shape[-1])
-        # Per-example gradients of a wide layer do not fit in memory at once.
-        chunk = max(1, 2**22 // total.numel())
+    def gradients(self) -> Iterator[Tensor]:
+        """The examples' gradients Σ_s g aᵀ, seed after seed, in chunks: those of a wide layer do not fit in memory.
+
+        Yields:
+            Shape [chunk, o, i].
+        """
+        chunk = max(1, 2**22 // (self.output_grads.shape[-1] * self.inputs.shape[-1]))
         for grads in self.output_grads:
             for g, a in zip(torch.split(grads, chunk), torch.split(self.inputs, chunk), strict=True):
-                gradients = g.mT @ a
-                if output_basis is not None:
-                    gradients = output_basis.mT @ gradients
-                if input_basis is not None:
-                    gradients = gradients @ input_basis
-                total += gradients.square().sum(0)
-        return total / self.examples
+                yield g.mT @ a
+
+
+def _turned(gradients: Tensor, output_basis: Tensor | None, input_basis: Tensor | None) -> Tensor:
+    turned = gradients if output_basis is None else output_basis.mT @ gradients
+    return turned if input_basis is None else turned @ input_basis
 
 
 class Block(ABC):

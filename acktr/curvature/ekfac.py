@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acktr.curvature.base import Block, Statistics
 from acktr.curvature.kronecker import EigenBlock
+from acktr.curvature.lowrank import LowRankEKFACBlock
 from acktr.moments import Moment
 
 
@@ -110,6 +111,14 @@ class EKFAC:
 
     ema: float = 0.95
     """Weight kept of the old moments and scalings per update."""
+    rank: int | None = None
+    """Eigenvectors kept of a factor wider than `max_width`; the others share their mean eigenvalue. None keeps all."""
+    max_width: int = 1024
+    """Widest factor that keeps all its eigenvectors where a rank is given."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, or None for all eigenvectors, got {self.rank}")
 
     def build(self, shape: tuple[int, int]) -> Block:
         """A block over matrices [o, i].
@@ -120,4 +129,10 @@ class EKFAC:
         Returns:
             The block.
         """
-        return EKFACBlock(shape, self.ema)
+        output_rank, input_rank = (self._kept(width) for width in shape)
+        if (output_rank, input_rank) == shape:
+            return EKFACBlock(shape, self.ema)
+        return LowRankEKFACBlock(shape, self.ema, (output_rank, input_rank))
+
+    def _kept(self, width: int) -> int:
+        return width if self.rank is None or width <= self.max_width else min(self.rank, width)

@@ -11,9 +11,18 @@ F_out denotes the Fisher information of the distribution with respect to these o
 written down, a Fisher pass needs no loss graph and no `torch.distributions`, and its scale is never in doubt.
 """
 
-from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
+from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood
 from acktr.likelihood.categorical import Categorical
 from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
 from acktr.likelihood.joint import Joint
 
-__all__ = ["Categorical", "DiagonalGaussian", "Joint", "Likelihood", "Outputs", "PolicyLikelihood", "ScalarGaussian"]
+__all__ = [
+    "Categorical",
+    "DiagonalGaussian",
+    "Joint",
+    "Likelihood",
+    "Outputs",
+    "Part",
+    "PolicyLikelihood",
+    "ScalarGaussian",
+]

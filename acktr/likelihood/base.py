@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Generator, Tensor
 
 Outputs = tuple[Tensor, ...]
@@ -33,13 +35,25 @@ class Likelihood(Protocol):
         """KL(old ‖ new) per example in nats, shape [N]."""
         ...
 
-    def distance(self, old: Outputs, new: Outputs) -> Tensor:
-        """What a trust region bounds: the mean KL(old ‖ new) in nats, unless a likelihood bounds its parts apart."""
-        return self.divergence(old, new).mean()
+    def parts(self) -> list[Part]:
+        """What a trust region bounds apart; one part, the likelihood itself, unless it is made of several."""
+        return [Part(self, slice(None), 1.0)]
 
-    def form(self, outputs: Outputs, tangent: Outputs) -> Tensor:
-        """Twice the distance to second order, for outputs that move by `tangent`; scalar, float64."""
-        return self.inner(outputs, tangent, tangent).double().mean()
+    def distance(self, old: Outputs, new: Outputs) -> Tensor:
+        """The largest mean KL(old ‖ new) among the parts in units of their radii, in nats; scalar."""
+        distances = [p.likelihood.divergence(old[p.outputs], new[p.outputs]).mean() / p.radius for p in self.parts()]
+        return torch.stack(distances).max()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A likelihood with a radius of its own."""
+
+    likelihood: Likelihood
+    outputs: slice
+    """Which of the network's outputs are its own."""
+    radius: float
+    """As a multiple of the trust region's."""
 
 
 class PolicyLikelihood(Likelihood, Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
+from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood
 from acktr.likelihood.gaussian import ScalarGaussian
 
 
@@ -95,28 +95,6 @@ class Joint(Likelihood):
         """
         return self.policy.divergence(old[:-1], new[:-1]) + self.value.divergence(old[-1:], new[-1:])
 
-    def distance(self, old: Outputs, new: Outputs) -> Tensor:
-        """The larger of the parts' mean divergences, the value's in units of its own radius.
-
-        Args:
-            old: the policy's outputs, then the value.
-            new: the policy's outputs, then the value.
-
-        Returns:
-            Scalar, nats of the policy.
-        """
-        value = self.value.distance(old[-1:], new[-1:]) / self.value_radius
-        return torch.maximum(self.policy.distance(old[:-1], new[:-1]), value)
-
-    def form(self, outputs: Outputs, tangent: Outputs) -> Tensor:
-        """The larger of the parts' forms, the value's in units of its own radius.
-
-        Args:
-            outputs: the policy's outputs, then the value.
-            tangent: how they move.
-
-        Returns:
-            Scalar, float64.
-        """
-        value = self.value.form(outputs[-1:], tangent[-1:]) / self.value_radius
-        return torch.maximum(self.policy.form(outputs[:-1], tangent[:-1]), value)
+    def parts(self) -> list[Part]:
+        """Policy and value, each with its radius."""
+        return [Part(self.policy, slice(0, -1), 1.0), Part(self.value, slice(-1, None), self.value_radius)]

@@ -177,9 +177,29 @@ def test_forward_mode_gram_is_that_of_the_dense_fisher(kind, oracle):
     dense = oracle.fisher(network, likelihood, inputs)
     steps = torch.randn(3, len(dense))
     linearisation = Linearisation(network, dict(network.named_parameters()), (inputs,), likelihood)
-    gram = linearisation.gram([linearisation.tangent(oracle.unflat(step, network)) for step in steps])
+    grams = linearisation.grams([linearisation.tangent(oracle.unflat(step, network)) for step in steps])
+    gram = sum(grams)
     expected = steps @ dense @ steps.mT
     assert torch.allclose(gram, expected, rtol=ROUNDING, atol=ROUNDING * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("value_radius", [0.01, 100.0])
+def test_a_joint_trust_region_bounds_the_parts_apart(value_radius, oracle):
+    """The larger of the two in units of its own radius, in the form as in the measured distance."""
+    network, plain, inputs = oracle.case("joint", examples=30)
+    likelihood = Joint(plain.policy, plain.value, value_radius)
+    parameters = dict(network.named_parameters())
+    step = {name: 1e-4 * torch.randn_like(p) for name, p in parameters.items()}
+    old = tuple(o.detach() for o in network(inputs))
+    linearisation = Linearisation(network, parameters, (inputs,), likelihood)
+    form = float(linearisation.form(torch.ones(1), linearisation.grams([linearisation.tangent(step)])))
+    new = tuple(o.detach() for o in functional_call(network, {n: p + step[n] for n, p in parameters.items()}, inputs))
+    policy = float(plain.policy.divergence(old[:1], new[:1]).mean())
+    value = float(plain.value.divergence(old[1:], new[1:]).mean()) / value_radius
+    assert float(likelihood.distance(old, new)) == pytest.approx(max(policy, value))
+    assert 0.5 * form == pytest.approx(max(policy, value), rel=1e-2)
+    assert (value > policy) == (value_radius < 1), "each radius must be the one that holds once"
+    assert float(plain.divergence(old, new).mean()) != pytest.approx(max(policy, value), rel=0.1) or value_radius > 1
 
 
 def test_a_step_of_some_parameters_leaves_the_others_at_rest(oracle):
@@ -195,4 +215,4 @@ def test_a_step_of_some_parameters_leaves_the_others_at_rest(oracle):
 def test_the_gram_before_any_tangent_is_refused(oracle):
     network, likelihood, inputs = oracle.case("scalar")
     with pytest.raises(RuntimeError, match="call tangent"):
-        Linearisation(network, dict(network.named_parameters()), (inputs,), likelihood).gram([])
+        Linearisation(network, dict(network.named_parameters()), (inputs,), likelihood).grams([])

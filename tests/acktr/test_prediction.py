@@ -66,7 +66,7 @@ def test_half_the_quadratic_form_is_the_measured_divergence(kind, factory, oracl
     quadratic = float(torch.einsum("nd,nde,ne->", change, F_out, change)) / EXAMPLES
 
     linearisation = Linearisation(optimizer.network, optimizer.parameters, (inputs,), optimizer.likelihood)
-    gram = float(linearisation.gram([linearisation.tangent(direction)]))
+    gram = float(linearisation.grams([linearisation.tangent(direction)])[0])
     assert gram == pytest.approx(quadratic, rel=1e-10)
 
     scale = (2 * SMALL / quadratic) ** 0.5

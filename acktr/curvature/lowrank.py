@@ -1,0 +1,224 @@
+"""EKFAC of wide layers: the leading eigenvectors of a factor, and one number for all the others.
+
+The linear layer behind the convolutions of an image network has thousands of inputs, of which a few hundred directions
+carry nearly all of the activations' energy. With U_A [i, r] leading eigenvectors (and U_G [o, p] likewise), the Fisher
+is modelled as diagonal over four parts of the space of matrices: kept ⊗ kept, where EKFAC's scalings stand, and three
+with a complement, where every direction gets the mean of what the part holds. The trace is that of EKFAC; a damped
+solve costs O(o i (r + p)) in place of O(o i (o + i)), a refresh one product with the moment in place of its
+eigendecomposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.curvature.base import Statistics
+from acktr.curvature.kronecker import KroneckerBlock
+from acktr.linalg import leading_eigenvectors
+from acktr.moments import Moment
+
+
+@dataclass(frozen=True)
+class Scalings:
+    """F̂'s eigenvalues on the four parts; 0 on a part that a full basis leaves empty."""
+
+    kept: Tensor
+    """Kept outputs × kept inputs, shape [p, r]."""
+    rows: Tensor
+    """Kept outputs × other inputs, shape [p]."""
+    columns: Tensor
+    """Other outputs × kept inputs, shape [r]."""
+    rest: Tensor
+    """Other outputs × other inputs, scalar."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Scalings:
+        """Apply a function of the eigenvalues.
+
+        Args:
+            function: of a tensor, entry by entry.
+
+        Returns:
+            The mapped eigenvalues.
+        """
+        return Scalings(function(self.kept), function(self.rows), function(self.columns), function(self.rest))
+
+
+class LowRankEKFACBlock(KroneckerBlock):
+    """EKFAC in leading bases, refreshed now and then by one step of subspace iteration.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments and energies per update.
+        ranks: p and r, eigenvectors kept of outputs and inputs; the width itself keeps all.
+    """
+
+    def __init__(self, shape: tuple[int, int], ema: float, ranks: tuple[int, int]) -> None:
+        super().__init__(shape, ema)
+        self.ranks = ranks
+        self.output_basis: Tensor | None = None
+        self.input_basis: Tensor | None = None
+        self.energies = {name: Moment(ema) for name in ("kept", "rows", "columns", "total")}
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are bases and scalings in them."""
+        return not self.energies["kept"].empty
+
+    def rescale(self, statistics: Statistics) -> None:
+        """Average the batch's squared per-example gradients: those in the kept directions, and their sums over all.
+
+        Args:
+            statistics: the layer's rows of this batch.
+        """
+        for name, energy in _energies(statistics, *self._bases()).items():
+            self.energies[name].update(energy)
+
+    def _decompose(self) -> None:
+        output_basis = leading_eigenvectors(self.output_moment.value, self.ranks[0], self.output_basis)
+        input_basis = leading_eigenvectors(self.input_moment.value, self.ranks[1], self.input_basis)
+        if self.ready:
+            self._carry(output_basis, input_basis)
+        self.output_basis, self.input_basis = output_basis, input_basis
+
+    def _carry(self, output_basis: Tensor, input_basis: Tensor) -> None:
+        """What F̂ in the old bases shows on the diagonal of the new ones; the total turns with nothing."""
+        old_output, old_input = self._bases()
+        output_turn, input_turn = (old_output.mT @ output_basis).square(), (old_input.mT @ input_basis).square()
+        # What of a new direction lay outside the old basis.
+        new_outputs, new_inputs = (1 - output_turn.sum(0)).clamp_min(0), (1 - input_turn.sum(0)).clamp_min(0)
+        old, (outputs, inputs) = self.scalings(), self._complements()
+        rows, columns = old.rows * inputs + old.kept.sum(1), old.columns * outputs + old.kept.sum(0)
+        others_by_inputs = input_turn.mT @ old.columns + new_inputs * old.rest
+        kept = output_turn.mT @ (old.kept @ input_turn + torch.outer(old.rows, new_inputs))
+        self.energies["kept"].replace(kept + torch.outer(new_outputs, others_by_inputs))
+        rest_by_outputs = old.rest * inputs + old.columns.sum()
+        self.energies["rows"].replace(output_turn.mT @ rows + new_outputs * rest_by_outputs)
+        rest_by_inputs = old.rest * outputs + old.rows.sum()
+        self.energies["columns"].replace(input_turn.mT @ columns + new_inputs * rest_by_inputs)
+
+    def _bases(self) -> tuple[Tensor, Tensor]:
+        if self.output_basis is None or self.input_basis is None:
+            raise RuntimeError("the block has no bases yet; call refresh() after the first update")
+        return self.output_basis, self.input_basis
+
+    def _complements(self) -> tuple[int, int]:
+        return self.shape[0] - self.ranks[0], self.shape[1] - self.ranks[1]
+
+    def scalings(self) -> Scalings:
+        """F̂'s eigenvalues, from the averaged energies."""
+        kept, rows, columns, total = (self.energies[name].value for name in ("kept", "rows", "columns", "total"))
+        outputs, inputs = self._complements()
+        rest = total - rows.sum() - columns.sum() + kept.sum()
+        return Scalings(
+            kept,
+            (rows - kept.sum(1)).clamp_min(0) / inputs if inputs else torch.zeros_like(rows),
+            (columns - kept.sum(0)).clamp_min(0) / outputs if outputs else torch.zeros_like(columns),
+            rest.clamp_min(0) / (inputs * outputs) if inputs and outputs else torch.zeros_like(total),
+        )
+
+    def _apply(self, matrix: Tensor, values: Scalings) -> Tensor:
+        """Σ over the four parts of value × projection."""
+        (output_basis, input_basis), (outputs, inputs) = self._bases(), self._complements()
+        left = output_basis.mT @ matrix
+        both = left @ input_basis
+        if not outputs and not inputs:
+            return output_basis @ (both * values.kept) @ input_basis.mT
+        rows = values.rows if inputs else torch.zeros_like(values.rows)
+        columns = values.columns if outputs else torch.zeros_like(values.columns)
+        rest = values.rest if inputs and outputs else torch.zeros_like(values.rest)
+        both = both * (values.kept - rows[:, None] - columns + rest)
+        result = output_basis @ ((rows - rest)[:, None] * left + both @ input_basis.mT)
+        if outputs:
+            result += (matrix @ input_basis * (columns - rest)) @ input_basis.mT + rest * matrix
+        return result
+
+    def solve(self, matrix: Tensor, damping: float) -> Tensor:
+        """(F̂ + λ)⁻¹ V.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        return self._apply(matrix, self.scalings().map(lambda values: 1 / (values + damping)))
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """F̂ V.
+
+        Args:
+            matrix: V, shape [o, i].
+
+        Returns:
+            Shape [o, i].
+        """
+        return self._apply(matrix, self.scalings())
+
+    def quadratic(self, matrix: Tensor) -> Tensor:
+        """Vᵀ F̂ V from the parts' energies, at half the price of F̂ V.
+
+        Args:
+            matrix: V, shape [o, i].
+
+        Returns:
+            Scalar tensor.
+        """
+        (output_basis, input_basis), values = self._bases(), self.scalings()
+        left = output_basis.mT @ matrix
+        kept, rows = (left @ input_basis).square(), left.square().sum(1)
+        columns = (matrix @ input_basis).square().sum(0) if self._complements()[0] else kept.sum(0)
+        rest = matrix.square().sum() - rows.sum() - columns.sum() + kept.sum()
+        total = (kept * values.kept).sum() + (rows - kept.sum(1)) @ values.rows
+        return total + (columns - kept.sum(0)) @ values.columns + rest * values.rest
+
+    def condition(self) -> float:
+        """Largest over mean eigenvalue."""
+        mean = self.energies["total"].value / (self.shape[0] * self.shape[1])
+        return float(self.scalings().kept.max() / mean.clamp_min(torch.finfo(mean.dtype).tiny))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, bases and energies."""
+        return super().state_dict() | {
+            "output_basis": self.output_basis,
+            "input_basis": self.input_basis,
+            "energies": {name: moment.state_dict() for name, moment in self.energies.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments, bases and energies.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        super().load_state_dict(state)
+        self.output_basis, self.input_basis = state["output_basis"], state["input_basis"]
+        for name, moment in self.energies.items():
+            moment.load_state_dict(state["energies"][name])
+
+
+def _energies(statistics: Statistics, output_basis: Tensor, input_basis: Tensor) -> dict[str, Tensor]:
+    """E_n of squared entries of ∇: in both bases, summed over all inputs, over all outputs, and over both."""
+    if statistics.inputs.shape[1] == 1:
+        # The square of an outer product is the product of the squares, and sums over all directions need no basis.
+        norms = statistics.inputs.square().sum((1, 2))
+        rows = (statistics.output_grads[:, :, 0] @ output_basis).square().sum(0)
+        sizes = statistics.output_grads.square().sum((0, 2, 3))
+        columns = (statistics.inputs[:, 0] @ input_basis).square()
+        sums = {"kept": rows.mT @ columns, "rows": norms @ rows, "columns": sizes @ columns, "total": sizes @ norms}
+    else:
+        new = output_basis.new_zeros
+        p, r = output_basis.shape[1], input_basis.shape[1]
+        sums = {"kept": new(p, r), "rows": new(p), "columns": new(r), "total": new(())}
+        for gradients in statistics.gradients():
+            left, right = output_basis.mT @ gradients, gradients @ input_basis
+            sums["kept"] += (left @ input_basis).square().sum(0)
+            sums["rows"] += left.square().sum((0, 2))
+            sums["columns"] += right.square().sum((0, 1))
+            sums["total"] += gradients.square().sum()
+    return {name: part / statistics.examples for name, part in sums.items()}
