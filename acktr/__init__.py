@@ -12,7 +12,8 @@ from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
 from acktr.curvature.network import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
-from acktr.optimizer import NaturalGradient, StepReport, StepRule
+from acktr.optimizer import NaturalGradient
+from acktr.step import StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
 
 if TYPE_CHECKING:

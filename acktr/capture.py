@@ -56,8 +56,12 @@ class Capture:
         self._pass: Pass | None = None
 
     @contextmanager
-    def recording(self) -> Generator[None]:
+    def recording(self, statistics: bool = True) -> Generator[None]:
         """Record the one call of the network made inside.
+
+        Args:
+            statistics: whether the layers are watched; without, inputs and outputs of the network alone are kept, and
+                the call may run without gradients.
 
         Yields:
             Nothing; read the record with `last` after the call.
@@ -67,7 +71,8 @@ class Capture:
         """
         record = Pass((), (), (), {}, {})
         handles = [self.network.register_forward_hook(_network_hook(record), with_kwargs=True)]
-        handles += [layer.module.register_forward_hook(_layer_hook(record, layer.name)) for layer in self.layers]
+        for layer in self.layers if statistics else ():
+            handles.append(layer.module.register_forward_hook(_layer_hook(record, layer.name)))
         try:
             yield
         finally:

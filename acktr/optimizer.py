@@ -14,67 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
-from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
+from acktr.step import StepReport, StepRule
 from acktr.tree import take_rows
-from acktr.trust_region import BlockMetric, ExactMetric, StepMetric, corrected_scale, trust_region_scale
+from acktr.trust_region import BlockMetric, corrected_scale, trust_region_scale
 
 MAX_SKIPS = 10
 """Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
 TOLERANCE = 1.1
 """Measured KL within this factor of the radius needs no correction."""
+EAGER_PASSES = 50
+"""First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
 OVERSHOOT = 1.5
 """Measured KL beyond this factor of the radius is corrected however many passes it takes."""
-
-
-@dataclass(frozen=True)
-class StepRule:
-    """How a direction becomes a step."""
-
-    combination: LayerCombination | None = field(default_factory=LayerCombination)
-    """One coefficient per layer from the exact Fisher; None leaves every coefficient at 1."""
-    metric: StepMetric = field(default_factory=ExactMetric)
-    """The quadratic form that sets the distance."""
-    corrections: int = 2
-    """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
-    examples: int | None = None
-    """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
-    on all."""
-    refresh_period: int = 1
-    """Curvature updates between two decompositions."""
-    cold_start: int = 0
-    """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("corrections", 0), ("refresh_period", 1), ("cold_start", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"examples must be at least 1, or None for the whole batch, got {self.examples}")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did."""
-
-    scale: float
-    """η; 0 where the step was skipped."""
-    kl_predicted: float
-    """½ η² Δᵀ F Δ by the metric that set the distance, in nats."""
-    kl_block: float
-    """The same by the blocks' own approximation."""
-    kl_measured: float
-    """KL(old ‖ new) on the batch, in nats; NaN where it was not measured."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -130,7 +91,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.curvature = BlockDiagonal(network, self.parameters, curvature or EKFAC(), blocks)
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         self.skipped = 0
-        self._skipped_in_a_row = self._updates = self._steps = 0
+        self._skipped_in_a_row = self._passes = self._updates = self._steps = 0
         self._capture = Capture(network, self.curvature.layers)
         self._generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(seed)
         defaults = {
@@ -161,7 +122,12 @@ class NaturalGradient(torch.optim.Optimizer):
         Returns:
             The context.
         """
-        return self._capture.recording()
+        return self._capture.recording(self.statistics_due)
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether the next recorded pass updates the curvature; where not, it may run without gradients."""
+        return self._passes < EAGER_PASSES or self._passes % self.rule.statistics_period == 0
 
     def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
         """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
@@ -171,11 +137,16 @@ class NaturalGradient(torch.optim.Optimizer):
         the taken action's score), no backward pass of its own is needed: with these numbers as `weights`, the
         gradient of the mean objective is taken from the same pass and put into `.grad`.
 
+        Between two statistics periods nothing happens, and `weights` are not looked at: ask `statistics_due` before.
+
         Args:
             targets: for the empirical Fisher alone.
             weights: objective's output gradient over the seed, shape [N]; the gradient is Σ_n w_n g_n aₙᵀ / N.
         """
-        record = self._capture.last
+        due, record = self.statistics_due, self._capture.last
+        self._passes += 1
+        if not due:
+            return
         if not _all_finite(record.outputs):  # no target can be drawn from NaN
             self._skip("the network's output")
             return
@@ -338,7 +309,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """Torch's state dictionary with the curvature, the counters and the generator."""
         natural = {
             "curvature": self.curvature.state_dict(),
-            "counters": [self._updates, self._steps, self.skipped, self._skipped_in_a_row],
+            "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
             "generator": self._generator.get_state(),
         }
         return super().state_dict() | {"natural": natural}
@@ -352,7 +323,9 @@ class NaturalGradient(torch.optim.Optimizer):
         natural = state_dict["natural"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
         self.curvature.load_state_dict(natural["curvature"])
-        self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
+        *passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
+        # Before statistics had a period every pass was an update, and was not counted apart.
+        self._passes = passes[0] if passes else self._updates
         self._generator.set_state(natural["generator"].cpu())
 
 

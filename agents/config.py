@@ -5,15 +5,11 @@ The fields have no defaults: values live in ``configs/`` alone, where ``default.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from agents.errors import UsageError
-from agents.schema import leaves, value_at
 from envs import EnvOptions
 
 Decay = Literal["constant", "linear"]
@@ -101,6 +97,8 @@ class ActorConfig:
     """The Fisher approximation that gives each layer its direction."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
+    rank: int | None
+    """Eigenvectors that EKFAC keeps of a factor wider than 1024; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -121,6 +119,8 @@ class ActorConfig:
     """Examples of a batch, drawn anew each step, for curvature, exact forms and measured KLs; None takes all."""
     exact_examples: int | None
     """Of these, examples in the exact forms alone; None takes all."""
+    statistics_period: int
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     cold_start: int
@@ -143,6 +143,8 @@ class CriticConfig:
     """The Gauss-Newton approximation that gives each layer its direction."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
+    rank: int | None
+    """Eigenvectors that EKFAC keeps of a factor wider than 1024; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -159,6 +161,8 @@ class CriticConfig:
     """The quadratic form that predicts the change: the exact matrix or the layers' blocks."""
     corrections: int
     """Forward passes that may rescale a step until its measured change meets the radius."""
+    statistics_period: int
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int
     """Updates between two refreshes of the bases."""
     n_epochs: int
@@ -339,56 +343,3 @@ class RunConfig:
     def label(self) -> str:
         """The name that plots group runs by."""
         return self.name or self.algorithm
-
-
-def check(config: RunConfig) -> None:
-    """Hold every number against its range.
-
-    Args:
-        config: The configuration to check.
-
-    Raises:
-        UsageError: If the environment is not named or a number is out of its range.
-    """
-    if not config.env_id:
-        raise UsageError("no environment was named; give its id, for example HalfCheetah-v5")
-    for name in leaves(RunConfig):
-        value = value_at(config, name)
-        if name.startswith("env.options.") or value is None or isinstance(value, (str, bool)):
-            continue
-        _check_value(name, value)
-
-
-def _check_value(name: str, value: Any) -> None:
-    # Ranges go by the last part of the name: a field means the same wherever it stands.
-    last = name.rsplit(".", 1)[-1]
-    allowed, text = _RANGES.get(last, _POSITIVE)
-    for number in value if isinstance(value, tuple) else (value,):
-        if math.isnan(number) or not allowed(number):
-            raise UsageError(f"{name} must be {text}, got {number}")
-
-
-_Range = tuple[Callable[[float], bool], str]
-_POSITIVE: _Range = (lambda x: 0 < x < math.inf, "positive")
-_NON_NEGATIVE: _Range = (lambda x: 0 <= x < math.inf, "at least 0")
-_FINITE: _Range = (math.isfinite, "finite")
-_SHARE: _Range = (lambda x: 0 <= x <= 1, "between 0 and 1")
-_SHARE_BELOW_1: _Range = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-_OPEN_SHARE: _Range = (lambda x: 0 < x < 1, "between 0 and 1, and neither")
-_RANGES: dict[str, _Range] = {
-    "seed": (lambda x: 0 <= x < 2**31, "between 0 and 2147483647"),
-    "torch_threads": _NON_NEGATIVE,
-    "log_std_init": _FINITE,
-    "period": _NON_NEGATIVE,
-    "ema": _SHARE_BELOW_1,
-    # Infinite damping is a meaning of its own: a plain gradient step.
-    "damping": (lambda x: x > 0, "positive"),
-    "momentum": _SHARE_BELOW_1,
-    "corrections": _NON_NEGATIVE,
-    "cold_start": _NON_NEGATIVE,
-    "gamma": _SHARE,
-    "gae_lambda": _SHARE,
-    "ent_coef": _NON_NEGATIVE,
-    "cg_damping": _NON_NEGATIVE,
-    "line_search_shrinking_factor": _OPEN_SHARE,
-}

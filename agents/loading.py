@@ -12,8 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs
 from agents import build, checkpoint, configfiles, rundir
-from agents.config import RunConfig, check
+from agents.config import RunConfig
 from agents.errors import UsageError
+from agents.ranges import check
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
+from agents.errors import UsageError
 from agents.schedules import schedule
 
 
@@ -47,6 +48,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         corrections=config.corrections,
         curvature_examples=config.curvature_examples,
         exact_examples=config.exact_examples,
+        statistics_period=config.statistics_period,
         refresh_period=config.refresh_period,
         cold_start=config.cold_start,
         n_epochs=config.n_epochs,
@@ -74,6 +76,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         combination=_combination(config),
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
+        statistics_period=config.statistics_period,
         refresh_period=config.refresh_period,
         n_epochs=config.n_epochs,
         n_minibatches=config.n_minibatches,
@@ -90,7 +93,10 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 
 
 def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
-    factory: CurvatureFactory = _CURVATURES[config.curvature](ema=config.ema)
+    if config.rank is not None and config.curvature != "ekfac":
+        raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
+    extra = {} if config.rank is None else {"rank": config.rank}
+    factory: CurvatureFactory = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return factory
 
 

@@ -13,8 +13,9 @@ from typing import Annotated
 import tyro
 
 from agents import callbacks, checkpoint, configfiles, interruption, loading, provenance, rundir, training
-from agents.config import RunConfig, check
+from agents.config import RunConfig
 from agents.errors import UsageError
+from agents.ranges import check
 from scripts import console
 
 _PROG = "python -m scripts.train"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acktr.curvature.network import known_fisher
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
-from acktr.optimizer import NaturalGradient, StepRule
+from acktr.optimizer import NaturalGradient
 from acktr.sb3.collect import collect
 from acktr.sb3.networks import (
     ActorNetwork,
@@ -36,6 +36,7 @@ from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
 from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps
+from acktr.step import StepRule
 
 Self = TypeVar("Self", bound="ACKTR")
 
@@ -166,6 +167,7 @@ class ACKTR(OnPolicyAlgorithm):
             metric=settings.metric,
             corrections=settings.corrections,
             examples=settings.exact_examples if isinstance(settings, ActorSettings) else None,
+            statistics_period=settings.statistics_period,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
         )

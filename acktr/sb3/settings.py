@@ -45,6 +45,8 @@ class ActorSettings:
     cost (Martens & Grosse 2015, section 8, take an eighth)."""
     exact_examples: int | None = None
     """Of these, examples in the exact forms alone, which cost a forward-mode pass per layer; None for all."""
+    statistics_period: int = 1
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int = 1
     """Updates between two refreshes of the bases."""
     cold_start: int = 0
@@ -79,6 +81,8 @@ class CriticSettings:
     """The quadratic form that sets the distance; one measured correction makes up for its errors."""
     corrections: int = 1
     """Forward passes that may rescale a step until its measured change meets the radius."""
+    statistics_period: int = 1
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int = 4
     """Updates between two refreshes of the bases."""
     n_epochs: int = 10

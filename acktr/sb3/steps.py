@@ -10,9 +10,10 @@ from torch import Generator, Tensor, nn
 
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
-from acktr.optimizer import NaturalGradient, StepReport
+from acktr.optimizer import NaturalGradient
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.step import StepReport
 
 
 @dataclass
@@ -104,12 +105,13 @@ def critic_steps(
     # With seeds of ones the objective's output gradient is the residual times the seed.
     one_pass = isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
+        shared_pass = one_pass and optimizer.statistics_due
         with optimizer.recording():
             values = critic(batch.observations)
         residual = values.detach() - batch.returns
         loss = 0.5 * residual.square().mean()
         optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
-        if one_pass:
+        if shared_pass:
             optimizer.update_curvature(weights=residual)
             optimizer.step()
             log.add(optimizer.report, loss)
@@ -186,7 +188,7 @@ def _observe(
     """The batch's outputs, and the curvature brought up to date on the batch or on a random part of it."""
     whole = examples is None or examples >= len(batch)
     part = batch if whole else batch.rows(_draw(len(batch), examples, generator, batch.returns.device))
-    with optimizer.recording():
+    with torch.set_grad_enabled(whole or optimizer.statistics_due), optimizer.recording():
         outputs: Outputs = network(part.observations)
     targets = (part.actions, part.returns) if isinstance(optimizer.likelihood, Joint) else (part.actions,)
     optimizer.update_curvature(targets)

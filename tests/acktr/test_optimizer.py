@@ -11,7 +11,8 @@ from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
-from acktr.optimizer import MAX_SKIPS, NaturalGradient, StepRule
+from acktr.optimizer import MAX_SKIPS, NaturalGradient
+from acktr.step import StepRule
 
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
@@ -70,6 +71,43 @@ def test_a_few_steps_learn_a_regression(factory, oracle):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_statistics_are_gathered_at_once_and_then_by_their_period(oracle, monkeypatch):
+    monkeypatch.setattr("acktr.optimizer.EAGER_PASSES", 3)
+    network, inputs, classes = classification(oracle)
+    rule = StepRule(statistics_period=4)
+    optimizer = NaturalGradient(network, Categorical(), EKFAC(), radius=0.02, rule=rule)
+    ages, moved, losses = [], [], []
+    for _ in range(12):
+        before = snapshot(network)
+        losses.append(train_step(optimizer, inputs, classes))
+        ages.append(optimizer._updates)
+        moved.append(not same(network, before))
+    assert ages == [1, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+    assert all(moved), "steps between two updates of the curvature go on with the last one"
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_pass_between_two_periods_needs_no_graph(oracle, monkeypatch):
+    monkeypatch.setattr("acktr.optimizer.EAGER_PASSES", 1)
+    network, inputs, classes = classification(oracle)
+    optimizer = NaturalGradient(network, Categorical(), EKFAC(), rule=StepRule(statistics_period=3))
+    train_step(optimizer, inputs, classes)
+    assert not optimizer.statistics_due
+    before = snapshot(network)
+    with torch.no_grad(), optimizer.recording():
+        network(inputs)
+    optimizer.update_curvature()
+    optimizer.zero_grad()
+    F.cross_entropy(network(inputs), classes).backward()
+    optimizer.step()
+    assert not same(network, before)
+    assert optimizer.report.kl_measured == optimizer.report.kl_measured  # measured on the recorded pass, not NaN
+    train_step(optimizer, inputs, classes)
+    assert optimizer.statistics_due
+    with pytest.raises(RuntimeError, match="recorded without gradients"), torch.no_grad(), optimizer.recording():
+        network(inputs)
 
 
 def test_a_network_with_layer_norm_learns_too_and_says_once_what_it_does(oracle, caplog):

@@ -7,7 +7,8 @@ from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
 from acktr.curvature.network import known_fisher
 from acktr.exact import Linearisation
 from acktr.likelihood import Categorical, DiagonalGaussian
-from acktr.optimizer import OVERSHOOT, TOLERANCE, NaturalGradient, StepRule
+from acktr.optimizer import OVERSHOOT, TOLERANCE, NaturalGradient
+from acktr.step import StepRule
 from acktr.trust_region import BlockMetric
 
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]

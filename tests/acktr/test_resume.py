@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
 from acktr.likelihood import Categorical
-from acktr.optimizer import NaturalGradient, StepRule
+from acktr.optimizer import NaturalGradient
+from acktr.step import StepRule
 
 RULES = {
     "default": StepRule(),

@@ -63,6 +63,8 @@ def test_settings_reach_acktr() -> None:
     assert type(actor.fisher).__name__ == "ExactFisher"
     assert type(actor.metric).__name__ == "BlockMetric"
     assert agent.gamma == run.acktr.gamma
+    low = build.make_agent(with_actor(rank=3, statistics_period=5), still(VECTOR))
+    assert (low.actor.curvature.rank, low.actor.statistics_period) == (3, 5)  # type: ignore[attr-defined]
     momentum = build.make_agent(with_actor(combination="layers-and-momentum"), still(VECTOR))
     assert momentum.actor.combination.previous_step  # type: ignore[attr-defined]
 
@@ -70,7 +72,12 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "radius_decay"}
+    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "radius_decay"}
+
+
+def test_a_rank_that_nothing_uses_is_refused() -> None:
+    with pytest.raises(UsageError, match="rank 3 needs curvature ekfac, got kfac"):
+        build.make_agent(with_actor(rank=3, curvature="kfac"), still(VECTOR))
 
 
 def test_decays_reach_acktr() -> None:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from agents import configfiles
-from agents.config import check
 from agents.errors import UsageError
+from agents.ranges import check
 
 EXAMPLES = {
     "HalfCheetah-v5": "halfcheetah.yaml",

@@ -1,0 +1,55 @@
+"""How a direction becomes a step, and what a step tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from acktr.combination import LayerCombination
+from acktr.trust_region import ExactMetric, StepMetric
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How a direction becomes a step."""
+
+    combination: LayerCombination | None = field(default_factory=LayerCombination)
+    """One coefficient per layer from the exact Fisher; None leaves every coefficient at 1."""
+    metric: StepMetric = field(default_factory=ExactMetric)
+    """The quadratic form that sets the distance."""
+    corrections: int = 2
+    """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
+    examples: int | None = None
+    """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
+    on all."""
+    statistics_period: int = 1
+    """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
+    refresh_period: int = 1
+    """Curvature updates between two decompositions."""
+    cold_start: int = 0
+    """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("corrections", 0),
+            ("statistics_period", 1),
+            ("refresh_period", 1),
+            ("cold_start", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples must be at least 1, or None for the whole batch, got {self.examples}")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    scale: float
+    """η; 0 where the step was skipped."""
+    kl_predicted: float
+    """½ η² Δᵀ F Δ by the metric that set the distance, in nats."""
+    kl_block: float
+    """The same by the blocks' own approximation."""
+    kl_measured: float
+    """KL(old ‖ new) on the batch, in nats; NaN where it was not measured."""
