@@ -38,17 +38,17 @@ class _View(nn.Module):
 def prepare(policy: ActorCriticPolicy, observations: Any) -> Any:
     """What Stable-Baselines3 does to observations before a network sees them: images to [0, 1], classes to one-hot.
 
-    What is floating already is left alone, so a rollout that is read several times is prepared once.
+    What is float32 already is left alone, so a rollout that is read several times is prepared once.
 
     Args:
         policy: whose observations they are.
         observations: a batch as SB3 hands it to a policy, or what this function made of it.
 
     Returns:
-        Floating tensors; images lie channels last in memory, as the convolutions want them.
+        Tensors of float32; images lie channels last in memory, as the convolutions want them.
     """
     parts = observations.values() if isinstance(observations, dict) else [observations]
-    if all(part.is_floating_point() for part in parts):
+    if all(part.dtype == torch.float32 for part in parts):
         return observations
     if isinstance(observations, dict):
         observations = {key: _channels_last(part) for key, part in observations.items()}
