@@ -44,6 +44,11 @@ class Layer:
         return tuple(p for p in (self.weight, self.bias) if p is not None)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the module's parameters."""
+        return self.parameters[0].dtype
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows (outputs) and columns (inputs, the bias's among them) of the matrix."""
         weight = cast(Tensor, self.module.weight)

@@ -25,7 +25,8 @@ def make_acktr(config: AcktrConfig, common: dict[str, Any]) -> ACKTR:
     Returns:
         The untrained agent.
     """
-    return ACKTR(actor=actor_settings(config.actor), critic=critic_settings(config.critic), **common)
+    actor, critic = actor_settings(config.actor), critic_settings(config.critic)
+    return ACKTR(actor=actor, critic=critic, precision=config.precision, **common)
 
 
 def actor_settings(config: ActorConfig) -> ActorSettings:

@@ -209,7 +209,9 @@ class BlockDiagonal:
             device = activations.device
             rows = torch.randperm(record.examples, generator=generator, device=device)[:keep]
             activations, output_grads = activations[rows], [grad[rows] for grad in output_grads]
-        return Statistics(layer.inputs(activations), torch.stack([layer.output_grads(g) for g in output_grads]))
+        # Sums of squares lose their small terms in half precision, whatever the network computes in.
+        inputs, dtype = layer.inputs(activations.to(layer.dtype)), layer.dtype
+        return Statistics(inputs, torch.stack([layer.output_grads(g.to(dtype)) for g in output_grads]))
 
     def solve(self, tensors: Tensors, damping: float) -> Tensors:
         """(F̂ + damping · I)⁻¹ applied block by block.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 import torch
 from gymnasium import spaces
@@ -28,6 +28,7 @@ from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
     JointNetwork,
+    Precision,
     action_likelihood,
     reached_parameters,
     shares_trunk,
@@ -59,6 +60,7 @@ class ACKTR(OnPolicyAlgorithm):
         ent_coef: weight of the entropy bonus, ≥ 0.
         vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks of their own.
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
+        precision: "float32", or "bfloat16" for the features extractor in acting and training; `predict` stays float32.
         actor: the policy's steps.
         critic: the value's steps.
         stats_window_size: episodes over which `rollout/ep_rew_mean` is taken.
@@ -90,6 +92,7 @@ class ACKTR(OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         normalize_advantage: bool = True,
+        precision: Precision = "float32",
         actor: ActorSettings | None = None,
         critic: CriticSettings | None = None,
         stats_window_size: int = 100,
@@ -101,7 +104,7 @@ class ACKTR(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         _check(n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef, vf_coef=vf_coef)
-        self.normalize_advantage = normalize_advantage
+        self.normalize_advantage, self.precision = normalize_advantage, precision
         self.actor, self.critic = actor or ActorSettings(), critic or CriticSettings()
         super().__init__(
             policy,
@@ -133,8 +136,9 @@ class ACKTR(OnPolicyAlgorithm):
         self.update_state.attach(self._vec_normalize_env)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
         self.action_likelihood = action_likelihood(self.policy)
-        self._actor_network, self._critic_network = ActorNetwork(self.policy), CriticNetwork(self.policy)
-        self._joint_network = JointNetwork(self.policy) if shares_trunk(self.policy) else None
+        self._actor_network = ActorNetwork(self.policy, self.precision)
+        self._critic_network = CriticNetwork(self.policy, self.precision)
+        self._joint_network = JointNetwork(self.policy, self.precision) if shares_trunk(self.policy) else None
         if self._joint_network is not None:
             joint = Joint(self.action_likelihood, ScalarGaussian())
             self.actor_optimizer = self._optimizer(self._joint_network, joint, self.actor, observations)
@@ -149,6 +153,8 @@ class ACKTR(OnPolicyAlgorithm):
                 raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")
         if not isinstance(self.action_space, (spaces.Box, spaces.Discrete)):
             raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {self.action_space}; wrap the environment")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
         for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):

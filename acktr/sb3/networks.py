@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -12,20 +12,27 @@ from torch import Tensor, nn
 
 from acktr.likelihood import Categorical, DiagonalGaussian, Outputs, PolicyLikelihood
 
+Precision = Literal["float32", "bfloat16"]
+"""Arithmetic of a features extractor: bfloat16 halves the time of convolutions on processors that have it."""
+
 
 class _View(nn.Module):
     """A function of a policy's parameters; it owns none itself.
 
     Args:
         policy: an SB3 policy, shared with the agent.
+        precision: of the features extractor's arithmetic; weights, heads and outputs are float32.
     """
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, precision: Precision = "float32") -> None:
         super().__init__()
         self.policy = policy
+        self.reduced = precision == "bfloat16"
 
     def _features(self, observations: Any, extractor: nn.Module) -> Tensor:
-        return cast(Tensor, extractor(prepare(self.policy, observations)))
+        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.reduced):
+            features = cast(Tensor, extractor(prepare(self.policy, observations)))
+        return features.float()
 
     def _distribution(self, latent: Tensor) -> Outputs:
         outputs = self.policy.action_net(latent)

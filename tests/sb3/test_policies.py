@@ -14,10 +14,12 @@ from acktr.sb3.networks import ActorNetwork, CriticNetwork, JointNetwork, reache
 from tests.sb3.worlds import BOX, DEVICES, IMAGE, NAMED, PLANE, TINY_CNN, TURNS, TinyCNN, noise, small_agent, vectorised
 
 OWN_CNN = TINY_CNN | {"share_features_extractor": False}
+DOUBLE = spaces.Box(-1, 1, (3,), np.float64)
 MIXED = spaces.Dict({"view": spaces.Box(0, 255, (1, 36, 36), np.uint8), "here": BOX})
 
 POLICIES = {
     "mlp": ("MlpPolicy", BOX, {}, False),
+    "mlp on doubles": ("MlpPolicy", DOUBLE, {}, False),
     "mlp, own extractors": ("MlpPolicy", BOX, {"share_features_extractor": False}, False),
     "mlp, layers of the user": ("MlpPolicy", BOX, {"net_arch": {"pi": [8], "vf": [8, 4]}}, False),
     "linear": ("MlpPolicy", BOX, {"net_arch": [], "activation_fn": torch.nn.ReLU}, False),
@@ -167,3 +169,28 @@ def test_actions_of_any_shape_are_flattened_and_restored():
     agent = small_agent("MlpPolicy", vectorised(noise(BOX, square))).learn(64)
     action, _ = agent.predict(BOX.sample())
     assert action.shape == (2, 2) and square.contains(action)
+
+
+def test_reduced_precision_is_the_extractor_s_alone():
+    """Features are rounded to 8 bits of mantissa; weights, heads, outputs and curvature stay float32."""
+    agents = [agent_of("cnn", TURNS, precision=precision, seed=1) for precision in ("float32", "bfloat16")]
+    observations = batch_for(agents[0], 32)
+    with torch.no_grad():
+        full, reduced = (agent.acting_network(observations) for agent in agents)
+    for ours, theirs in zip(full, reduced, strict=True):
+        assert theirs.dtype == torch.float32
+        assert not torch.equal(ours, theirs), "the setting does nothing"
+        assert float((ours - theirs).norm() / ours.norm()) < 2**-5  # a few roundings of 2^-8, layer after layer
+    agent = agents[1]
+    agent.learn(64)
+    state = agent.actor_optimizer.curvature.state_dict()
+    moments = [block["input_moment"]["sum"] for block in state.values() if "input_moment" in block]
+    assert moments
+    assert all(m.dtype == torch.float32 for m in moments)
+    assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
+    assert agent.actor_optimizer.skipped == 0
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
+        agent_of("cnn", TURNS, precision="half")
