@@ -114,8 +114,9 @@ class Offscreen:
         self._gl = None
 
     def __del__(self) -> None:
-        # MuJoCo would free its objects in whatever context is current, that is, those of another world.
-        if getattr(self, "_context", None) is not None:
+        # MuJoCo would free its objects in whatever context is current, that is, those of another world. At the end of
+        # the program there are no contexts any more.
+        if getattr(self, "_context", None) is not None and not sys.is_finalizing():
             self.close()
 
 

@@ -19,16 +19,6 @@ from envs.mujoco.views import grey
 SMALL = PixelOptions(size=40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _renderer() -> None:
-    try:
-        pixels("InvertedPendulum-v5", 1).close()
-    except WorldError as error:
-        if "cannot draw pixels" not in str(error):
-            raise
-        pytest.skip(f"no offscreen renderer here: {error}")
-
-
 def pixels(env_id: str, n_envs: int = 3, seed: int | None = 5, options: PixelOptions = SMALL, **others: Any) -> Any:
     """The environment without its guard."""
     guarded = make(
@@ -306,8 +296,8 @@ def test_a_software_renderer_is_told_of_once() -> None:
     done = in_a_process_of_its_own("""
 import envs
 from envs.drawing import is_software, renderer_name
-for _ in range(2):
-    venv = envs.make("pixels/Reacher-v5", 1, seed=0, options=envs.EnvOptions(backend="native"))
+options = envs.EnvOptions(backend="native")
+worlds = [envs.make("pixels/Reacher-v5", 1, seed=0, options=options) for _ in range(2)]
 print(int(is_software(renderer_name())))
 """)
     assert done.stderr.count("pixels are drawn on the processor") == int(done.stdout)
