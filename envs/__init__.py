@@ -1,10 +1,19 @@
-"""Worlds: Atari, MuJoCo, any other gymnasium environment, and toys whose optimum is known."""
+"""Worlds: Atari, MuJoCo from states or pixels, any other gymnasium environment, and toys whose optimum is known."""
 
 from envs.atari import AtariVecEnv
 from envs.errors import WorldError
 from envs.guard import FiniteGuard
 from envs.make import make
-from envs.options import AtariOptions, EnvOptions
+from envs.options import AtariOptions, EnvOptions, PixelOptions
 from envs.toy import register_toys
 
-__all__ = ["AtariOptions", "AtariVecEnv", "EnvOptions", "FiniteGuard", "WorldError", "make", "register_toys"]
+__all__ = [
+    "AtariOptions",
+    "AtariVecEnv",
+    "EnvOptions",
+    "FiniteGuard",
+    "PixelOptions",
+    "WorldError",
+    "make",
+    "register_toys",
+]

@@ -12,6 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs.errors import WorldError, did_you_mean
 
+PIXELS = "pixels/"
+"""Put before a MuJoCo task's id, it names the same task seen through a camera."""
 _ATARI = "ALE/"
 _LEGACY_ATARI = re.compile(r"(?P<game>[A-Za-z0-9]+?)(NoFrameskip|Deterministic)?-v[0-4]")
 _VERSIONED = re.compile(r"(?P<name>.+)-v(?P<version>\d+)")
@@ -131,10 +133,11 @@ def _current_ids() -> list[str]:
     """List the ids worth suggesting.
 
     Returns:
-        The newest version of each name, without the legacy Atari ids.
+        The newest version of each name, without the legacy Atari ids, and MuJoCo's once more from pixels.
     """
-    return [
+    newest = [
         env_id
         for env_id, spec in gym.registry.items()
         if env_id == _newest_version(env_id) and (is_atari(spec) or spec.entry_point != "ale_py.env:AtariEnv")
     ]
+    return newest + [PIXELS + env_id for env_id in newest if is_mujoco(gym.registry[env_id])]

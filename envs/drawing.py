@@ -39,7 +39,7 @@ def lighten_renderer(model: Any, renderer: Any) -> bool:
     samples = model.vis.quality.offsamples
     model.vis.quality.offsamples = 0
     viewer = renderer._get_viewer("rgb_array")
-    if not is_software(_renderer_name()):
+    if not is_software(renderer_name()):
         model.vis.quality.offsamples = samples
         viewer.close()
         renderer._viewers.pop("rgb_array", None)
@@ -61,7 +61,8 @@ def is_software(renderer: str) -> bool:
     return renderer.lower().startswith(SOFTWARE)
 
 
-def _renderer_name() -> str:
+def renderer_name() -> str:
+    """What the renderer of the current OpenGL context calls itself; empty if there is none."""
     from OpenGL import GL
 
     name = GL.glGetString(GL.GL_RENDERER)

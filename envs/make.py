@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.atari import AtariVecEnv
-from envs.catalogue import find_spec, is_atari, is_mujoco, require
+from envs.catalogue import PIXELS, find_spec, is_atari, is_mujoco, require
 from envs.drawing import lighten
 from envs.errors import WorldError, did_you_mean
 from envs.guard import FiniteGuard
@@ -36,7 +36,8 @@ def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _D
     stepped one after the other, since a process for each costs several times the simulation itself.
 
     Args:
-        env_id: A gymnasium id; ``ALE/…-v5`` are Atari games.
+        env_id: A gymnasium id; ``ALE/…-v5`` are Atari games, and ``pixels/`` before the id of a MuJoCo task is the same
+            task whose observations are images.
         n_envs: Number of copies, at least 1.
         seed: Seed of the first copy, at least 0 (the others count up from it); None for a random one.
         options: What else can be chosen.
@@ -51,14 +52,17 @@ def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _D
         raise WorldError(f"n_envs must be at least 1, got {n_envs}")
     if seed is not None and seed < 0:
         raise WorldError(f"seed must be at least 0, or None for a random one, got {seed}")
-    spec = find_spec(env_id)
+    spec = find_spec(env_id.removeprefix(PIXELS))
+    from_pixels = env_id.startswith(PIXELS)
+    if from_pixels:
+        _check_pixels(spec, options)
     if options.backend == "native" and not is_mujoco(spec):
         raise WorldError(f"backend 'native' is for MuJoCo tasks, not for {spec.id}; use backend 'gymnasium'")
     if is_atari(spec):
         venv: VecEnv = _make_atari(spec, n_envs, options)
         venv.seed(seed)
     elif options.backend == "native":
-        venv = _make_native(spec, n_envs, seed, options)
+        venv = _make_native(spec, n_envs, seed, options, from_pixels=from_pixels)
     else:
         venv = _make_gymnasium(spec, n_envs, seed, options)
     return FiniteGuard(venv)
@@ -74,12 +78,24 @@ def _make_atari(spec: EnvSpec, n_envs: int, options: EnvOptions) -> AtariVecEnv:
     return AtariVecEnv(spec.kwargs["game"], n_envs, options.atari, render_mode=options.render_mode)
 
 
-def _make_native(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
+def _check_pixels(spec: EnvSpec, options: EnvOptions) -> None:
+    """Refuse what cannot be seen through the native camera.
+
+    Raises:
+        WorldError: If the world is not MuJoCo's, or the backend not ours.
+    """
+    if not is_mujoco(spec):
+        raise WorldError(f"{PIXELS} is for MuJoCo tasks, not for {spec.id}; use {spec.id} as it is")
+    if options.backend != "native":
+        raise WorldError(f"backend {options.backend!r} has no {PIXELS}{spec.id}; use backend 'native'")
+
+
+def _make_native(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions, *, from_pixels: bool) -> VecEnv:
     _refuse_reserved(options)
-    _load_mujoco(options)
+    _load_mujoco(draws=from_pixels or options.render_mode is not None)
     from envs.mujoco import make_native  # imports MuJoCo, which only its users have
 
-    venv = make_native(spec, n_envs, options)
+    venv = make_native(spec, n_envs, options, from_pixels=from_pixels)
     venv.seed(seed)
     if seed is not None:
         venv.action_space.seed(seed)  # as gymnasium's worlds have it
@@ -97,8 +113,8 @@ def _refuse_reserved(options: EnvOptions) -> None:
             raise WorldError(f"env_kwargs must not hold {name!r}; set {remedy} instead")
 
 
-def _load_mujoco(options: EnvOptions) -> None:
-    if options.render_mode is not None:
+def _load_mujoco(*, draws: bool) -> None:
+    if draws:
         _choose_headless_renderer()
     require("mujoco", extra="mujoco")
     require("imageio", extra="mujoco")  # gymnasium's MuJoCo tasks import it even if nothing is drawn
@@ -107,7 +123,7 @@ def _load_mujoco(options: EnvOptions) -> None:
 def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
     _refuse_reserved(options)
     if is_mujoco(spec):
-        _load_mujoco(options)
+        _load_mujoco(draws=options.render_mode is not None)
 
     # A builder rather than an id: with an id, Stable-Baselines3 asks every world to draw.
     def build() -> gym.Env[Any, Any]:

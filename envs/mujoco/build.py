@@ -13,6 +13,7 @@ from envs.mujoco import tasks
 from envs.mujoco.pictures import PICTURE_OPTIONS
 from envs.mujoco.task import Task
 from envs.mujoco.vecenv import MujocoVecEnv
+from envs.mujoco.views import PixelView, StateView
 from envs.options import EnvOptions
 
 _KINDS: list[type[Task]] = [
@@ -24,13 +25,14 @@ TASKS = {f"{kind.__name__}-v5": kind for kind in _KINDS}
 """The tasks by gymnasium's ids."""
 
 
-def make_native(spec: EnvSpec, n_envs: int, options: EnvOptions) -> MujocoVecEnv:
+def make_native(spec: EnvSpec, n_envs: int, options: EnvOptions, *, from_pixels: bool = False) -> MujocoVecEnv:
     """Make native copies of one of gymnasium's MuJoCo tasks.
 
     Args:
         spec: The registration.
         n_envs: Number of copies, at least 1.
         options: What else can be chosen; ``env_kwargs`` are gymnasium's.
+        from_pixels: Show the agent images, not states.
 
     Returns:
         The vector environment.
@@ -39,7 +41,8 @@ def make_native(spec: EnvSpec, n_envs: int, options: EnvOptions) -> MujocoVecEnv
         WorldError: If there is no native version of the task, or an option is not acceptable.
     """
     if spec.id not in TASKS:
-        raise WorldError(f"{spec.id} has no native version ({', '.join(TASKS)} have); use backend 'gymnasium'")
+        remedy = "use one of them" if from_pixels else "use backend 'gymnasium'"
+        raise WorldError(f"{spec.id} has no native version ({', '.join(TASKS)} have); {remedy}")
     kind = TASKS[spec.id]
     known = [option.name for option in fields(kind)]
     for name in options.env_kwargs:
@@ -47,9 +50,11 @@ def make_native(spec: EnvSpec, n_envs: int, options: EnvOptions) -> MujocoVecEnv
             raise WorldError(f"{spec.id} has no option {name!r}{did_you_mean(name, [*known, *PICTURE_OPTIONS])}")
     chosen = {name: value for name, value in options.env_kwargs.items() if name in known}
     pictures = {name: value for name, value in options.env_kwargs.items() if name in PICTURE_OPTIONS}
+    task = kind(**chosen)
     return MujocoVecEnv(
-        kind(**chosen),
+        task,
         n_envs,
+        view=PixelView(task.model, options.pixels) if from_pixels else StateView(task),
         time_limit=options.time_limit or spec.max_episode_steps,
         threads=options.threads,
         render_mode=options.render_mode,

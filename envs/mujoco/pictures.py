@@ -55,10 +55,16 @@ class Pictures:
                 options.setdefault("camera_name", "track")
             self._renderer = MujocoRenderer(self._model, self._data, **options)
             lighten_renderer(self._model, self._renderer)
+        # Another world may have drawn in between, on a canvas of its own.
+        self._renderer._get_viewer("rgb_array").make_context_current()
         return np.asarray(self._renderer.render("rgb_array"))
 
     def close(self) -> None:
         """Free the canvas."""
         if self._renderer is not None:
+            # Left to itself MuJoCo would free its objects later, in whatever context is current then.
+            viewer = self._renderer._get_viewer("rgb_array")
+            viewer.make_context_current()
+            viewer.con.free()
             self._renderer.close()
         self._renderer = None

@@ -16,15 +16,16 @@ from envs.mujoco.generators import generator, pack, unpack
 from envs.mujoco.pictures import Pictures
 from envs.mujoco.simulation import simulations
 from envs.mujoco.task import Floats, State, Task
+from envs.mujoco.views import View
 from envs.native import NativeVecEnv
 
 
 class MujocoVecEnv(NativeVecEnv):
     """``n_envs`` copies of one MuJoCo task, stepped together.
 
-    For the same seeds and actions, observations (float64, shape (n_envs, observation)), rewards, ends and random
-    starts are those of gymnasium's environment to the last bit. A step's infos are empty except where an episode
-    ended:
+    For the same seeds and actions, states, rewards, ends and random starts are those of gymnasium's environment to the
+    last bit. What the agent sees of the states is the view's: gymnasium's observations (float64, shape (n_envs,
+    observation)), or images. A step's infos are empty except where an episode ended:
 
     * ``terminal_observation``: what the agent would have seen next;
     * ``TimeLimit.truncated``: the time limit alone cut the episode (bootstrap from the terminal observation);
@@ -33,6 +34,7 @@ class MujocoVecEnv(NativeVecEnv):
     Args:
         task: What to simulate, and how to judge it.
         n_envs: Number of copies, at least 1.
+        view: What the agent sees.
         time_limit: Steps after which an episode is truncated, at least 1; None for no limit.
         threads: Simulation threads, at least 1. One is best for light models and few copies.
         render_mode: ``"rgb_array"`` for pictures through ``render()`` and ``get_images()``, None for none.
@@ -51,6 +53,7 @@ class MujocoVecEnv(NativeVecEnv):
         task: Task,
         n_envs: int,
         *,
+        view: View,
         time_limit: int | None,
         threads: int = 1,
         render_mode: str | None = None,
@@ -61,26 +64,27 @@ class MujocoVecEnv(NativeVecEnv):
         if threads < 1:
             raise WorldError(f"threads must be at least 1, got {threads}")
         self.task = task
+        self._view = view
         self.render_mode = render_mode  # the base class asks for it
         self._simulations = simulations(task, n_envs, threads)
         self._pictures = Pictures(task.model, picture_options or {}) if render_mode else None
-        observations = task.observation(self._simulations.state)
-        super().__init__(n_envs, _observation_space(observations), _action_space(task))
+        observations = view.first(self._simulations.state)
+        super().__init__(n_envs, view.space(observations), _action_space(task))
         self.metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": int(np.round(1.0 / task.dt))}
         self._time_limit = np.inf if time_limit is None else time_limit
         self._generators = [generator(None) for _ in range(n_envs)]
-        self._observations = observations
+        self._observations: NDArray[Any] = observations
         self._positions = np.zeros(n_envs)
         self._returns = np.zeros(n_envs)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._actions: NDArray[Any] = np.zeros((n_envs, task.model.nu), dtype=np.float32)
         self._born = time.time()
 
-    def reset(self) -> Floats:
+    def reset(self) -> NDArray[Any]:
         """Start an episode in every environment, with the seeds of the last ``seed`` call if it is new.
 
         Returns:
-            Observations, shape (n_envs, observation).
+            Observations, shape (n_envs, *observation).
         """
         for index, seed in enumerate(self._seeds):
             if seed is not None:
@@ -118,7 +122,7 @@ class MujocoVecEnv(NativeVecEnv):
         rewards = task.reward(before, state, self._actions, healthy)
         terminated = task.terminated(healthy)
         self._positions = task.position(state)
-        self._observations = task.observation(state)
+        self._observations = self._view.next(self._observations, state)
         self._returns += rewards
         self._lengths += 1
         truncated = self._lengths >= self._time_limit
@@ -139,11 +143,11 @@ class MujocoVecEnv(NativeVecEnv):
             }
         self._observations[ended] = self._restart(ended.tolist())
 
-    def _restart(self, indices: Sequence[int]) -> Floats:
+    def _restart(self, indices: Sequence[int]) -> NDArray[Any]:
         """Begin new episodes in some environments.
 
         Returns:
-            What these show first, shape (n_indices, observation).
+            What these show first, shape (n_indices, *observation).
         """
         starts = {index: self.task.start(self._generators[index]) for index in indices}
         self._simulations.restart(starts)
@@ -152,11 +156,11 @@ class MujocoVecEnv(NativeVecEnv):
         self._positions[fresh] = self.task.position(state)
         self._returns[fresh] = 0.0
         self._lengths[fresh] = 0
-        return self.task.observation(state)
+        return self._view.first(state)
 
     @property
-    def observations(self) -> Floats:
-        """A copy of what the last reset, step or ``load_state_dict`` showed, shape (n_envs, observation)."""
+    def observations(self) -> NDArray[Any]:
+        """A copy of what the last reset, step or ``load_state_dict`` showed, shape (n_envs, *observation)."""
         return self._observations.copy()
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -214,8 +218,9 @@ class MujocoVecEnv(NativeVecEnv):
         return pictures.draw(lambda data: self._simulations.copy_into(index, data))
 
     def close(self) -> None:
-        """Stop the threads and free the canvas; a second call does nothing."""
+        """Stop the threads and free what draws; a second call does nothing."""
         self._simulations.close()
+        self._view.close()
         if self._pictures is not None:
             self._pictures.close()
 
@@ -240,10 +245,6 @@ def _rows(state: State, indices: Any) -> State:
         A copy of their rows.
     """
     return cast(State, {name: values[indices] for name, values in cast(dict[str, Floats], state).items()})
-
-
-def _observation_space(observations: Floats) -> gym.spaces.Box:
-    return gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float64)
 
 
 def _action_space(task: Task) -> gym.spaces.Box:

@@ -19,6 +19,11 @@ EXAMPLES = {
     "Swimmer-v5": "swimmer.yaml",
     "Ant-v5": "ant.yaml",
     "ALE/Pong-v5": "atari.yaml",
+    "pixels/Reacher-v5": "pixels_reacher.yaml",
+    "pixels/Hopper-v5": "pixels_hopper.yaml",
+    "pixels/Walker2d-v5": "pixels_walker2d.yaml",
+    "pixels/InvertedPendulum-v5": "pixels_inverted_pendulum.yaml",
+    "pixels/Ant-v5": "pixels.yaml",
     "CartPole-v1": "classic_control.yaml",
     "MountainCarContinuous-v0": "classic_control.yaml",
     "someone:Else-v3": "default.yaml",
@@ -35,7 +40,7 @@ def test_every_environment_finds_a_complete_configuration(env_id: str, name: str
 
 def test_every_shipped_file_is_reachable_or_a_base() -> None:
     index = yaml.safe_load((configfiles.CONFIGS / "index.yaml").read_text())
-    named = {*index.values(), "default.yaml", "index.yaml", "mujoco.yaml"}
+    named = {*index.values(), "default.yaml", "index.yaml", "mujoco.yaml", "pixels_legs.yaml"}
     assert {path.name for path in configfiles.CONFIGS.iterdir()} == named
 
 
