@@ -24,43 +24,25 @@ _FOLDER = Path("runs") / "benchmarks"
 
 
 @dataclass(frozen=True)
-class Throughput:
+class Throughput(throughput.Plan):
     """Options of ``throughput``."""
 
-    env: str = "HalfCheetah-v5"
-    """Environment id; its shipped configuration gives environments, networks and algorithms."""
-    repeats: int = 5
-    """Rounds; each measures everyone once, in another order."""
-    steps: int = 20_000
-    """Environment steps per measurement, rounded up to whole rollouts."""
     output: Path = _FOLDER
     """Folder for the JSON file."""
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(update.Plan):
     """Options of ``update``."""
 
-    network: update.Choice = "all"
-    """Networks to update: 64-64 actor and critic, the Atari network, or all of them."""
-    repeats: int = 5
-    """Rounds; each measures everyone once, in another order."""
-    updates: int = 10
-    """Updates per measurement, rounded up to whole periods of refresh."""
     output: Path = _FOLDER
     """Folder for the JSON file."""
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(engine.Plan):
     """Options of ``engine``."""
 
-    network: engine.Choice = "all"
-    """Networks to take the curvature of: four layers of 512, the Atari network, or both."""
-    repeats: int = 5
-    """Rounds; each measures everyone once, in another order."""
-    updates: int = 3
-    """Times the whole curvature is computed per measurement."""
     output: Path = _FOLDER
     """Folder for the JSON file."""
 
@@ -95,20 +77,18 @@ def _main(argv: Sequence[str]) -> int:
     _check(options)
     report.check_folder(options.output)
     started = datetime.now().astimezone()
-    found = _measure(options)
+    found = _measure(name, options)
     print(found)
     print(f"\n{report.write(found, options.output, [*_PROG.split(), *argv], started)}")
     return console.DONE
 
 
-def _measure(options: Throughput | Update | Engine) -> report.Report:
-    match options:
-        case Throughput(env, repeats, steps):
-            return throughput.run(throughput.Plan(env, repeats, steps), console.say)
-        case Update(network, repeats, updates):
-            return update.run(update.Plan(network, repeats, updates), console.say)
-        case Engine(network, repeats, updates):
-            return engine.run(engine.Plan(network, repeats, updates), console.say)
+def _measure(name: str, options: Throughput | Update | Engine) -> report.Report:
+    # Where the file goes is no part of what is measured, and of what is reported.
+    plan = {field: value for field, value in vars(options).items() if field != "output"}
+    room: Any = {"throughput": throughput, "update": update, "engine": engine}[name]
+    found: report.Report = room.run(room.Plan(**plan), console.say)
+    return found
 
 
 def _check(options: Any) -> None:

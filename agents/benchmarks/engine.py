@@ -24,11 +24,11 @@ _TITLES = {"mlp": "4×512, batch 2048", "atari": "Atari, batch 640"}
 class Plan:
     """What to measure."""
 
-    network: Choice
-    """Which networks."""
-    repeats: int
-    """Rounds."""
-    updates: int
+    network: Choice = "all"
+    """Networks to take the curvature of: four layers of 512, the Atari network, or both."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    updates: int = 3
     """Times the whole curvature is computed per measurement."""
 
 

@@ -34,12 +34,12 @@ _LABELS = {"acktr": "ACKTR (ours)", "a2c": "SB3 A2C", "ppo": "SB3 PPO", "trpo": 
 class Plan:
     """What to measure."""
 
-    env: str
+    env: str = "HalfCheetah-v5"
     """Environment id; its shipped configuration gives environments, networks and algorithms."""
-    repeats: int
-    """Rounds."""
-    steps: int
-    """Environment steps per measurement at least; whole rollouts are taken."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    steps: int = 20_000
+    """Environment steps per measurement, rounded up to whole rollouts."""
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Report:

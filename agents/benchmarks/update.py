@@ -60,12 +60,12 @@ _TITLES = {"actor": "64-64 actor", "critic": "64-64 critic", "joint": "Atari act
 class Plan:
     """What to measure."""
 
-    network: Choice
-    """Which networks."""
-    repeats: int
-    """Rounds."""
-    updates: int
-    """Updates per measurement at least; whole periods of refresh are taken."""
+    network: Choice = "all"
+    """Networks to update: 64-64 actor and critic, the Atari network, or all of them."""
+    repeats: int = 5
+    """Rounds; each measures everyone once, in another order."""
+    updates: int = 10
+    """Updates per measurement, rounded up to whole periods of refresh."""
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Report:
