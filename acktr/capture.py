@@ -8,9 +8,10 @@ rollouts pay nothing.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,24 +23,107 @@ from acktr.likelihood import Outputs
 
 
 @dataclass
-class Pass:
+class Pass(ABC):
     """One recorded forward pass."""
 
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] = ()
     """What the network was called with."""
-    outputs: Outputs
+    outputs: Outputs = ()
     """What it returned, as a tuple, copied."""
-    live_outputs: Outputs
-    """The same tensors with their graph."""
-    activations: dict[str, Tensor]
+    activations: dict[str, Tensor] = field(default_factory=dict)
     """Each layer's input, by layer name."""
-    edges: dict[str, GradientEdge]
-    """Where to ask for the gradient of each layer's output."""
 
     @property
     def examples(self) -> int:
         """N, the number of examples in the batch."""
         return self.outputs[0].shape[0]
+
+    @abstractmethod
+    def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Gradients at the layers' outputs, per example, and of parameters, summed over examples; `.grad` is not touched.
+
+        Args:
+            seed: output gradients, shaped like the outputs.
+            layers: names of the layers.
+            free: parameters by name.
+
+        Returns:
+            By name; the pass can be pulled back again.
+
+        Raises:
+            RuntimeError: if the pass was released, or does not hold a layer or a parameter.
+        """
+
+    @abstractmethod
+    def accumulate(self, seed: Outputs, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Add the gradient of the parameters to their `.grad`; uses the pass up.
+
+        Args:
+            seed: output gradients, shaped like the outputs.
+            parameters: the trained ones, by name.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of what pulling back needs; inputs and outputs stay."""
+
+
+@dataclass
+class GraphPass(Pass):
+    """One pass with autograd's graph."""
+
+    live_outputs: Outputs = ()
+    """The outputs with their graph."""
+    edges: dict[str, GradientEdge] = field(default_factory=dict)
+    """Where to ask for the gradient of each layer's output."""
+
+    def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Ask autograd for gradients at the edges and at the parameters, and for nothing else.
+
+        Args:
+            seed: output gradients, shaped like the outputs.
+            layers: names of the layers.
+            free: parameters by name.
+
+        Returns:
+            By name.
+
+        Raises:
+            RuntimeError: if the pass was used up, or a layer or a parameter has no part in it.
+        """
+        if not self.live_outputs:
+            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
+        for name in layers:
+            if name not in self.edges:
+                raise RuntimeError(f"layer '{name}' was not called in the recorded pass; freeze it or leave it out")
+        live = [(o, s) for o, s in zip(self.live_outputs, seed, strict=True) if o.requires_grad]
+        sources: Any = [*(self.edges[name] for name in layers), *free.values()]
+        if not sources:
+            return {}
+        grads = torch.autograd.grad(
+            [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
+        )
+        found = dict(zip([*layers, *free], grads, strict=True))
+        for name, grad in found.items():
+            if grad is None:
+                raise RuntimeError(f"'{name}' does not reach the network's outputs; freeze it or leave it out")
+        return found
+
+    def accumulate(self, seed: Outputs, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Run autograd's own backward pass.
+
+        Args:
+            seed: output gradients, shaped like the outputs.
+            parameters: unused; autograd finds them.
+        """
+        live = [(o, s) for o, s in zip(self.live_outputs, seed, strict=True) if o.requires_grad]
+        torch.autograd.backward([o for o, _ in live], [s for _, s in live])
+
+    def release(self) -> None:
+        """Let go of the graph."""
+        self.live_outputs = ()
+        self.edges.clear()
+        self.activations.clear()
 
 
 class Capture:
@@ -69,7 +153,7 @@ class Capture:
         Raises:
             RuntimeError: if the network or one of its layers is called twice.
         """
-        record = Pass((), (), (), {}, {})
+        record = GraphPass()
         handles = [self.network.register_forward_hook(_network_hook(record), with_kwargs=True)]
         for layer in self.layers if statistics else ():
             handles.append(layer.module.register_forward_hook(_layer_hook(record, layer.name)))
@@ -80,6 +164,14 @@ class Capture:
                 handle.remove()
         if not record.outputs:
             raise RuntimeError("nothing was recorded: call the network once inside recording()")
+        self._pass = record
+
+    def keep(self, record: Pass) -> None:
+        """Take a pass that was recorded otherwise as the latest.
+
+        Args:
+            record: the pass.
+        """
         self._pass = record
 
     @property
@@ -96,12 +188,10 @@ class Capture:
     def release(self) -> None:
         """Let go of the latest pass's graph; its inputs and outputs stay."""
         if self._pass is not None:
-            self._pass.live_outputs = ()
-            self._pass.edges.clear()
-            self._pass.activations.clear()
+            self._pass.release()
 
 
-def _layer_hook(record: Pass, name: str) -> Any:
+def _layer_hook(record: GraphPass, name: str) -> Any:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name in record.edges:
             raise RuntimeError(
@@ -116,7 +206,7 @@ def _layer_hook(record: Pass, name: str) -> Any:
     return hook
 
 
-def _network_hook(record: Pass) -> Any:
+def _network_hook(record: GraphPass) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if record.outputs:
             raise RuntimeError("the network was called twice inside recording(); record each batch on its own")

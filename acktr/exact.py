@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from acktr.chain import Chain
 from acktr.likelihood import Likelihood, Outputs, Part
 
 Tensors = dict[str, Tensor]
@@ -27,11 +28,18 @@ class Linearisation:
         parameters: its trained parameters by dotted name.
         args: what the network is called with.
         likelihood: what its outputs mean.
+        chain: the network's links, where it is a plain chain and these are a call for it.
     """
 
     def __init__(
-        self, network: nn.Module, parameters: dict[str, nn.Parameter], args: tuple[Any, ...], likelihood: Likelihood
+        self,
+        network: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        args: tuple[Any, ...],
+        likelihood: Likelihood,
+        chain: Chain | None = None,
     ) -> None:
+        self._pass = chain.run(*args) if chain is not None and chain.takes(args) else None
         self._network = network
         self._leaves = parameters
         self._args = args
@@ -55,6 +63,9 @@ class Linearisation:
         Returns:
             Shaped like the outputs.
         """
+        if self._pass is not None and self._pass.chain is not None:
+            self._outputs = self._pass.outputs
+            return self._pass.chain.along(self._pass.values, step)
         primal = {name: self._parameters[name] for name in step}
         fixed = {name: p for name, p in self._parameters.items() if name not in step}
 

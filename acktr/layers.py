@@ -33,15 +33,14 @@ class Layer:
         self.module = module
         self.weight = self._trainable("weight")
         self.bias = self._trainable("bias")
+        self.parameters = tuple(p for p in (self.weight, self.bias) if p is not None)
+        """The trained ones among weight and bias, in this order."""
+        self._weight_shape = cast(Tensor, module.weight).shape
+        self._flat = len(self._weight_shape) == 2
 
     def _trainable(self, name: str) -> nn.Parameter | None:
         parameter = getattr(self.module, name, None)
         return parameter if isinstance(parameter, nn.Parameter) and parameter.requires_grad else None
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The trained ones among weight and bias, in this order."""
-        return tuple(p for p in (self.weight, self.bias) if p is not None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,7 +63,8 @@ class Layer:
         Returns:
             The matrix.
         """
-        return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
+        columns = [t.unsqueeze(1) if t.dim() == 1 else t if t.dim() == 2 else t.flatten(1) for t in tensors]
+        return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
     def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
         """Split the matrix [o, i] into tensors shaped like `parameters`; the inverse of `pack`.
@@ -75,9 +75,12 @@ class Layer:
         Returns:
             One tensor per trained parameter.
         """
-        widths = [p[0].numel() for p in self.parameters]
-        pieces = torch.split(matrix, widths, dim=1)
-        return tuple(piece.reshape(p.shape) for piece, p in zip(pieces, self.parameters, strict=True))
+        if self.bias is None:
+            return (matrix.reshape(self._weight_shape),)
+        if self.weight is None:
+            return (matrix[:, 0],)
+        weight = matrix.narrow(1, 0, matrix.shape[1] - 1)
+        return weight if self._flat else weight.reshape(self._weight_shape), matrix.select(1, -1)
 
     def inputs(self, activations: Tensor) -> Tensor:
         """Rows the weight multiplies, with a trailing 1 where a bias is trained.

@@ -12,7 +12,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
+from acktr.chain import Chain
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
-from acktr.step import StepReport, StepRule
+from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import take_rows
 from acktr.trust_region import BlockMetric, corrected_scale, trust_region_scale
 
@@ -91,8 +93,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self.curvature = BlockDiagonal(network, self.parameters, curvature or EKFAC(), blocks)
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         self.skipped = 0
+        self._leaves = list(self.parameters.values())
+        self._ratio, self._observing = 1.0, True
         self._skipped_in_a_row = self._passes = self._updates = self._steps = 0
         self._capture = Capture(network, self.curvature.layers)
+        self._chain = Chain.of(network, self.parameters)
         self._generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(seed)
         defaults = {
             "lr": lr,
@@ -129,6 +134,40 @@ class NaturalGradient(torch.optim.Optimizer):
         """Whether the next recorded pass updates the curvature; where not, it may run without gradients."""
         return self._passes < EAGER_PASSES or self._passes % self.rule.statistics_period == 0
 
+    def run(self, *args: Any) -> Pass:
+        """Run the network and record the call, as `recording` does; the outputs carry no graph.
+
+        For who knows the objective's gradient at the outputs: `update_curvature` and `pull_back` take it from there. A
+        plain chain of layers then needs no autograd at all.
+
+        Args:
+            args: what the network is called with.
+
+        Returns:
+            The pass, the latest from now on.
+        """
+        if self._chain is not None and self._chain.takes(args):
+            self._capture.keep(self._chain.run(*args))
+        else:
+            with torch.enable_grad(), self.recording():
+                self.network(*args)
+        return self._capture.last
+
+    def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:
+        """Put the objective's gradient into `.grad`: the recorded call's backward pass.
+
+        Args:
+            output_grads: of the objective, mean over examples included, shaped like the outputs.
+            passes: several calls, if the objective's batch was run in parts: their examples, one after the other, are
+                those of `output_grads`. None for the latest call alone.
+        """
+        for parameter in self._leaves:
+            parameter.grad = None
+        passes = passes or [self._capture.last]
+        pieces = zip(*(grads.split([p.examples for p in passes]) for grads in output_grads), strict=True)
+        for one, seed in zip(passes, pieces, strict=True):
+            one.accumulate(seed, self.parameters)
+
     def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
         """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
 
@@ -145,6 +184,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
+        self._observing = due
         if not due:
             return
         if not _all_finite(record.outputs):  # no target can be drawn from NaN
@@ -183,14 +223,15 @@ class NaturalGradient(torch.optim.Optimizer):
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or not _all_finite(gradient.values()):
+        if not self.curvature.ready or (self.rule.combination is not None and not _all_finite(gradient.values())):
             self._skip("the gradient")
             return loss
-        direction, quadratic = self._direction(gradient, self._form_batch(record))
-        if not _all_finite(direction.values()):
-            self._skip("the direction")
+        descent = self._descent(gradient, self._form_batch(record))
+        # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
+        if not math.isfinite(descent.quadratic):
+            self._skip("the direction" if _all_finite(gradient.values()) else "the gradient")
             return loss
-        self._move(direction, quadratic, record.args, record.outputs)
+        self._move(descent, record)
         self._steps += 1
         return loss
 
@@ -211,55 +252,68 @@ class NaturalGradient(torch.optim.Optimizer):
         args: tuple[Any, ...] = take_rows(record.args, rows)
         return args
 
-    def _direction(self, gradient: Tensors, args: tuple[Any, ...]) -> tuple[Tensors, Tensor]:
-        """Which way: descent direction and its quadratic form."""
-        group = self.param_groups[0]
-        cold = self._steps < self.rule.cold_start
-        natural = gradient if cold else self.curvature.solve(gradient, group["damping"])
-        descent = {name: -tensor for name, tensor in natural.items()}
-        linearisation = Linearisation(self.network, self.parameters, args, self.likelihood)
-        combination = self.rule.combination
-        if combination is None or cold:
-            descent = self._with_momentum(descent)
-            return descent, self._quadratic(descent, linearisation)
+    def _descent(self, gradient: Tensors, args: tuple[Any, ...]) -> Descent:
+        """Which way: the descent direction and its forms."""
+        group, combination = self.param_groups[0], self.rule.combination
+        if self._steps < self.rule.cold_start:
+            return self._measured_by_forms(_negative(gradient), args)
+        natural, block = self.curvature.solve_with_form(gradient, group["damping"])
+        descent = _negative(natural)
+        if combination is None:
+            return self._measured_by_forms(descent, args, block)
         pieces = self.curvature.split(descent)
-        if combination.previous_step and "previous_step" in self.state[next(iter(self.parameters.values()))]:
+        if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
+        linearisation = self._linearisation(args)
         descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
         if group["momentum"]:
-            descent = self._with_momentum(descent)
-            quadratic = self._quadratic(descent, linearisation)
-        return descent, quadratic
+            return self._measured_by_forms(descent, args)
+        return Descent(descent, float(quadratic), float(self.curvature.quadratic(descent)))
 
-    @property
-    def _metric_is_block(self) -> bool:
-        return isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None
+    def _measured_by_forms(self, tensors: Tensors, args: tuple[Any, ...], block: Tensor | None = None) -> Descent:
+        """The direction with momentum, where there is any, by the rule's metric and by the blocks.
 
-    def _with_momentum(self, descent: Tensors) -> Tensors:
+        Args:
+            tensors: the direction.
+            args: the inputs of the exact forms.
+            block: its form by the blocks, where it is known.
+
+        Returns:
+            The descent.
+        """
         momentum = self.param_groups[0]["momentum"]
-        if not momentum:
-            return descent
-        buffers = {name: self.state[p].get("momentum_buffer") for name, p in self.parameters.items()}
-        return {name: d if buffers[name] is None else d + momentum * buffers[name] for name, d in descent.items()}
-
-    def _quadratic(self, descent: Tensors, linearisation: Linearisation) -> Tensor:
+        if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
+            buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+            tensors, block = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
+        of_blocks = float(self.curvature.quadratic(tensors) if block is None else block)
         if isinstance(self.rule.metric, BlockMetric):
-            return self.curvature.quadratic(descent)
-        grams = linearisation.grams([linearisation.tangent(descent)])
-        return linearisation.form(torch.ones(1, dtype=torch.float64), grams)
+            return Descent(tensors, of_blocks, of_blocks)
+        linearisation = self._linearisation(args)
+        grams = linearisation.grams([linearisation.tangent(tensors)])
+        return Descent(tensors, float(linearisation.form(torch.ones(1, dtype=torch.float64), grams)), of_blocks)
 
-    def _move(self, direction: Tensors, quadratic: Tensor, args: tuple[Any, ...], outputs: Outputs) -> None:
+    def _linearisation(self, args: tuple[Any, ...]) -> Linearisation:
+        return Linearisation(self.network, self.parameters, args, self.likelihood, self._chain)
+
+    def _move(self, descent: Descent, record: Pass) -> None:
         """How far: scale, apply, measure, correct."""
-        group = self.param_groups[0]
-        start = {name: p.clone() for name, p in self.parameters.items()}
-        scale = trust_region_scale(quadratic, group["radius"], group["lr"])
-        self._place(start, direction, scale)
-        scale, measured = self._correct(start, direction, scale, args, outputs)
-        block = quadratic if self._metric_is_block else self.curvature.quadratic(direction)
+        group, direction = self.param_groups[0], [descent.tensors[name] for name in self.parameters]
+        scale = trust_region_scale(descent.quadratic * self._ratio, group["radius"], group["lr"])
+        if self._measures(scale):
+            scale, measured = self._correct(direction, scale, record)
+            predicted = 0.5 * scale**2 * descent.quadratic
+            self._ratio = _ratio(measured, predicted)
+        else:
+            measured = float("nan")
+            torch._foreach_add_(self._leaves, direction, alpha=scale)
         half = 0.5 * scale**2
-        self.report = StepReport(scale, half * float(quadratic), half * float(block), measured)
+        self.report = StepReport(scale, half * descent.quadratic, half * descent.block, measured)
         self._skipped_in_a_row = 0
-        self._remember(direction, scale)
+        self._remember(descent.tensors, scale)
+
+    def _measures(self, scale: float) -> bool:
+        """Whether this step's KL is measured: with the statistics, if it moves and there is a radius to meet."""
+        return self._observing and self.rule.corrections > 0 and scale > 0 and self.param_groups[0]["radius"] < math.inf
 
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""
@@ -269,31 +323,28 @@ class NaturalGradient(torch.optim.Optimizer):
             if self.rule.combination is not None and self.rule.combination.previous_step:
                 self.state[p]["previous_step"] = scale * direction[name]
 
-    def _correct(
-        self, start: Tensors, direction: Tensors, scale: float, args: tuple[Any, ...], outputs: Outputs
-    ) -> tuple[float, float]:
+    def _correct(self, direction: list[Tensor], scale: float, record: Pass) -> tuple[float, float]:
+        """Place the step, and place it anew as long as its measured KL misses the radius."""
         radius, max_scale = self.param_groups[0]["radius"], self.param_groups[0]["lr"]
-        if not self.rule.corrections or scale == 0 or radius == float("inf"):
-            return scale, float("nan")
-        measured = self._measure(args, outputs)
+        start = [p.clone() for p in self._leaves]
+        measured = self._place(start, direction, scale, record)
         for attempt in range(self.rule.corrections + 20):
             too_far = not measured <= radius * (TOLERANCE if attempt < self.rule.corrections else OVERSHOOT)
             too_near = measured < radius / TOLERANCE and scale < max_scale and attempt < self.rule.corrections
             if not too_far and not too_near:
                 break
             scale = corrected_scale(scale, measured, radius, max_scale)
-            self._place(start, direction, scale)
-            measured = self._measure(args, outputs)
+            measured = self._place(start, direction, scale, record)
         return scale, measured
 
-    def _place(self, start: Tensors, direction: Tensors, scale: float) -> None:
-        for name, p in self.parameters.items():
-            p.copy_(torch.add(start[name], direction[name], alpha=scale))
-
-    def _measure(self, args: tuple[Any, ...], outputs: Outputs) -> float:
-        new = self.network(*args)
+    def _place(self, start: list[Tensor], direction: list[Tensor], scale: float, record: Pass) -> float:
+        """Move the parameters, and measure how far the outputs went."""
+        torch._foreach_copy_(self._leaves, torch._foreach_add(start, direction, alpha=scale))
+        if self._chain is not None and self._chain.takes(record.args):
+            return float(self.likelihood.distance(record.outputs, self._chain.outputs(*record.args)))
+        new = self.network(*record.args)
         new = (new,) if isinstance(new, Tensor) else tuple(new)
-        return float(self.likelihood.distance(outputs, new))
+        return float(self.likelihood.distance(record.outputs, new))
 
     def _skip(self, where: str) -> None:
         self.skipped += 1
@@ -310,6 +361,7 @@ class NaturalGradient(torch.optim.Optimizer):
         natural = {
             "curvature": self.curvature.state_dict(),
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
+            "ratio": self._ratio,
             "generator": self._generator.get_state(),
         }
         return super().state_dict() | {"natural": natural}
@@ -326,6 +378,7 @@ class NaturalGradient(torch.optim.Optimizer):
         *passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         # Before statistics had a period every pass was an update, and was not counted apart.
         self._passes = passes[0] if passes else self._updates
+        self._ratio = natural.get("ratio", 1.0)
         self._generator.set_state(natural["generator"].cpu())
 
 
@@ -339,6 +392,16 @@ def _check(**values: float) -> None:
     for name in ("lr", "weight_decay"):
         if not 0 <= values[name] < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
+
+
+def _negative(tensors: Tensors) -> Tensors:
+    return dict(zip(tensors, torch._foreach_neg(list(tensors.values())), strict=True))
+
+
+def _ratio(measured: float, predicted: float) -> float:
+    """Measured over predicted KL; 1 where they tell nothing, so that no broken step outlives itself."""
+    ratio = measured / predicted if predicted > 0 else 1.0
+    return ratio if 0 < ratio < math.inf else 1.0
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from acktr.combination import LayerCombination
 from acktr.trust_region import ExactMetric, StepMetric
 
@@ -22,7 +24,8 @@ class StepRule:
     """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
     on all."""
     statistics_period: int = 1
-    """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
+    """Recorded passes between two that take statistics, after the first `EAGER_PASSES`, which all do: the curvature's
+    moments, and by how much the measured KL differs from the predicted one. Steps between go by the last ones."""
     refresh_period: int = 1
     """Curvature updates between two decompositions."""
     cold_start: int = 0
@@ -53,3 +56,15 @@ class StepReport:
     """The same by the blocks' own approximation."""
     kl_measured: float
     """KL(old ‖ new) on the batch, in nats; NaN where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Which way to step, and how the metrics see it."""
+
+    tensors: dict[str, Tensor]
+    """The direction Δ, one tensor per trained parameter."""
+    quadratic: float
+    """Δᵀ F Δ by the metric that sets the distance."""
+    block: float
+    """The same by the blocks' own approximation."""

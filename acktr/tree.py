@@ -27,14 +27,19 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def take_rows(tree: Any, rows: Tensor) -> Any:
+def take_rows(tree: Any, rows: Tensor | slice) -> Any:
     """Keep the given examples of every tensor in the nest.
 
     Args:
         tree: tensors of shape [N, ...].
-        rows: indices of examples, shape [M].
+        rows: indices of examples, shape [M]; a slice of them makes no copy.
 
     Returns:
         The same nest with tensors of shape [M, ...].
     """
-    return map_tensors(lambda tensor: tensor[rows], tree)
+    return map_tensors(lambda tensor: _rows(tensor, rows), tree)
+
+
+def _rows(tensor: Tensor, rows: Tensor | slice) -> Tensor:
+    # Selecting takes a third of the time of indexing, but forgets how images lie in memory.
+    return tensor[rows] if isinstance(rows, slice) or tensor.dim() > 2 else tensor.index_select(0, rows)

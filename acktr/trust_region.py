@@ -10,9 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class ExactMetric:
@@ -27,21 +24,20 @@ class BlockMetric:
 StepMetric = ExactMetric | BlockMetric
 
 
-def trust_region_scale(quadratic: Tensor, radius: float, max_scale: float) -> float:
+def trust_region_scale(quadratic: float, radius: float, max_scale: float) -> float:
     """η = min(η_max, √(2δ / quadratic)).
 
     Args:
-        quadratic: Δᵀ F Δ, scalar.
+        quadratic: Δᵀ F Δ.
         radius: δ in nats, ≥ 0; ∞ for none.
         max_scale: η_max, ≥ 0.
 
     Returns:
         η in [0, η_max]; 0 if the form is not finite, because then no step is known to be safe.
     """
-    value = float(quadratic)
-    if not torch.isfinite(quadratic):
+    if not math.isfinite(quadratic):
         return 0.0
-    return max_scale if value <= 0 else min(max_scale, math.sqrt(2 * radius / value))
+    return max_scale if quadratic <= 0 else min(max_scale, math.sqrt(2 * radius / quadratic))
 
 
 def corrected_scale(scale: float, measured: float, radius: float, max_scale: float) -> float:

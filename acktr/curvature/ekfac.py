@@ -74,6 +74,20 @@ class EKFACBlock(EigenBlock):
         output_basis, input_basis, scaling = self._bases()
         return ((output_basis.mT @ matrix @ input_basis).square() * scaling).sum()
 
+    def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and Σ C² ∘ S.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            X, shape [o, i], and a scalar tensor.
+        """
+        output_basis, input_basis, scaling = self._bases()
+        coordinates = (output_basis.mT @ matrix @ input_basis) / (scaling + damping)
+        return output_basis @ coordinates @ input_basis.mT, (coordinates.square() * scaling).sum()
+
     def state_dict(self) -> dict[str, Any]:
         """Moments, bases and averaged squares."""
         return super().state_dict() | {"squares": self.squares.state_dict()}

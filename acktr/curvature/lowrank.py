@@ -47,6 +47,43 @@ class Scalings:
         """
         return Scalings(function(self.kept), function(self.rows), function(self.columns), function(self.rest))
 
+    def dot(self, other: Scalings) -> Tensor:
+        """Sum over all entries of the product with others of the same shapes.
+
+        Args:
+            other: eigenvalues, or energies.
+
+        Returns:
+            Scalar tensor.
+        """
+        ends = self.rows @ other.rows + self.columns @ other.columns + self.rest * other.rest
+        return (self.kept * other.kept).sum() + ends
+
+
+@dataclass(frozen=True)
+class Projections:
+    """A matrix V on the kept eigenvectors."""
+
+    matrix: Tensor
+    """V itself, shape [o, i]."""
+    left: Tensor
+    """U_Gᵀ V, shape [p, i]."""
+    both: Tensor
+    """U_Gᵀ V U_A, shape [p, r]."""
+    right: Tensor | None
+    """V U_A, shape [o, r]; None where the kept outputs are all outputs."""
+
+    def energies(self) -> Scalings:
+        """V's squared norm on each of the four parts.
+
+        Returns:
+            Shaped like the eigenvalues.
+        """
+        kept, rows = self.both.square(), self.left.square().sum(1)
+        columns = kept.sum(0) if self.right is None else self.right.square().sum(0)
+        rest = self.matrix.square().sum() - rows.sum() - columns.sum() + kept.sum()
+        return Scalings(kept, rows - kept.sum(1), columns - kept.sum(0), rest)
+
 
 class LowRankEKFACBlock(KroneckerBlock):
     """EKFAC in leading bases, refreshed now and then by one step of subspace iteration.
@@ -121,11 +158,16 @@ class LowRankEKFACBlock(KroneckerBlock):
             rest.clamp_min(0) / (inputs * outputs) if inputs and outputs else torch.zeros_like(total),
         )
 
-    def _apply(self, matrix: Tensor, values: Scalings) -> Tensor:
+    def _project(self, matrix: Tensor) -> Projections:
+        output_basis, input_basis = self._bases()
+        left = output_basis.mT @ matrix
+        right = matrix @ input_basis if self._complements()[0] else None
+        return Projections(matrix, left, left @ input_basis, right)
+
+    def _apply(self, projections: Projections, values: Scalings) -> Tensor:
         """Σ over the four parts of value × projection."""
         (output_basis, input_basis), (outputs, inputs) = self._bases(), self._complements()
-        left = output_basis.mT @ matrix
-        both = left @ input_basis
+        left, both = projections.left, projections.both
         if not outputs and not inputs:
             return output_basis @ (both * values.kept) @ input_basis.mT
         rows = values.rows if inputs else torch.zeros_like(values.rows)
@@ -133,8 +175,8 @@ class LowRankEKFACBlock(KroneckerBlock):
         rest = values.rest if inputs and outputs else torch.zeros_like(values.rest)
         both = both * (values.kept - rows[:, None] - columns + rest)
         result = output_basis @ ((rows - rest)[:, None] * left + both @ input_basis.mT)
-        if outputs:
-            result += (matrix @ input_basis * (columns - rest)) @ input_basis.mT + rest * matrix
+        if projections.right is not None:
+            result += (projections.right * (columns - rest)) @ input_basis.mT + rest * projections.matrix
         return result
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
@@ -147,7 +189,21 @@ class LowRankEKFACBlock(KroneckerBlock):
         Returns:
             Shape [o, i].
         """
-        return self._apply(matrix, self.scalings().map(lambda values: 1 / (values + damping)))
+        return self._apply(self._project(matrix), self.scalings().map(lambda values: 1 / (values + damping)))
+
+    def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """X = (F̂ + λ)⁻¹ V and Xᵀ F̂ X = Σ over the four parts of s / (s + λ)² times V's energy there.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            X, shape [o, i], and a scalar tensor.
+        """
+        projections, scalings = self._project(matrix), self.scalings()
+        solution = self._apply(projections, scalings.map(lambda values: 1 / (values + damping)))
+        return solution, projections.energies().dot(scalings.map(lambda values: values / (values + damping).square()))
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """F̂ V.
@@ -158,7 +214,7 @@ class LowRankEKFACBlock(KroneckerBlock):
         Returns:
             Shape [o, i].
         """
-        return self._apply(matrix, self.scalings())
+        return self._apply(self._project(matrix), self.scalings())
 
     def quadratic(self, matrix: Tensor) -> Tensor:
         """Vᵀ F̂ V from the parts' energies, at half the price of F̂ V.
@@ -169,13 +225,7 @@ class LowRankEKFACBlock(KroneckerBlock):
         Returns:
             Scalar tensor.
         """
-        (output_basis, input_basis), values = self._bases(), self.scalings()
-        left = output_basis.mT @ matrix
-        kept, rows = (left @ input_basis).square(), left.square().sum(1)
-        columns = (matrix @ input_basis).square().sum(0) if self._complements()[0] else kept.sum(0)
-        rest = matrix.square().sum() - rows.sum() - columns.sum() + kept.sum()
-        total = (kept * values.kept).sum() + (rows - kept.sum(1)) @ values.rows
-        return total + (columns - kept.sum(0)) @ values.columns + rest * values.rest
+        return self._project(matrix).energies().dot(self.scalings())
 
     def condition(self) -> float:
         """Largest over mean eigenvalue."""

@@ -121,7 +121,8 @@ class BlockDiagonal:
         """
         if self._free:
             seeds = [_with_random_signs(seed, generator) for seed in seeds]
-        grads = [self._pull_back(record, seed) for seed in seeds]
+        names = [layer.name for layer in self.layers]
+        grads = [record.pull_back(seed, names, self._free) for seed in seeds]
         statistics = {m.name: self._statistics(m, record, grads, generator) for m in self.members if m.layer}
         free = [grad[name] for grad in grads for name in self._free]
         if not _finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)] + free):
@@ -175,28 +176,6 @@ class BlockDiagonal:
                 block.refresh()
             block.rescale(statistics)
 
-    def _pull_back(self, record: Pass, seed: Outputs) -> Tensors:
-        if not record.live_outputs:
-            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
-        for layer in self.layers:
-            if layer.name not in record.edges:
-                raise RuntimeError(
-                    f"layer '{layer.name}' was not called in the recorded pass; freeze it or leave it out"
-                )
-        wanted = {layer.name: record.edges[layer.name] for layer in self.layers}
-        live = [(o, s) for o, s in zip(record.live_outputs, seed, strict=True) if o.requires_grad]
-        sources: Any = [*wanted.values(), *self._free.values()]
-        if not sources:
-            return {}
-        grads = torch.autograd.grad(
-            [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
-        )
-        names = [*wanted, *self._free]
-        for name, grad in zip(names, grads, strict=True):
-            if grad is None:
-                raise RuntimeError(f"'{name}' does not reach the network's outputs; freeze it or leave it out")
-        return dict(zip(names, grads, strict=True))
-
     def _statistics(
         self, member: Member, record: Pass, grads: list[Tensors], generator: Generator | None
     ) -> Statistics:
@@ -224,6 +203,24 @@ class BlockDiagonal:
             Shaped like `tensors`.
         """
         return self._map(tensors, lambda block, matrix: block.solve(matrix, damping))
+
+    def solve_with_form(self, tensors: Tensors, damping: float) -> tuple[Tensors, Tensor]:
+        """The damped solve X and its undamped form Xᵀ F̂ X, block by block.
+
+        Args:
+            tensors: one per trained parameter.
+            damping: > 0.
+
+        Returns:
+            X, shaped like `tensors`, and a scalar tensor.
+        """
+        out: Tensors = {}
+        forms = []
+        for member in self.members:
+            matrix, form = member.block.solve_with_form(member.pack(tensors), damping)
+            out.update(member.unpack(matrix, tensors))
+            forms.append(form)
+        return {name: out[name] for name in tensors}, torch.stack(forms).sum()
 
     def multiply(self, tensors: Tensors) -> Tensors:
         """F̂ applied block by block, undamped.

@@ -7,9 +7,11 @@ from typing import Any, Literal, cast
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
+from acktr.chain import Links
 from acktr.likelihood import Categorical, DiagonalGaussian, Outputs, PolicyLikelihood
 
 Precision = Literal["float32", "bfloat16"]
@@ -33,6 +35,12 @@ class _View(nn.Module):
         with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.reduced):
             features = cast(Tensor, extractor(prepare(self.policy, observations)))
         return features.float()
+
+    def _flattening(self, extractor: nn.Module) -> nn.Module | None:
+        """The extractor as a link, if it only flattens vectors and layers follow that are Stable-Baselines3's own."""
+        space, own = self.policy.observation_space, type(self.policy.mlp_extractor) is MlpExtractor
+        plain = isinstance(space, spaces.Box) and not is_image_space(space) and not self.reduced
+        return extractor.flatten if plain and own and type(extractor) is FlattenExtractor else None
 
     def _distribution(self, latent: Tensor) -> Outputs:
         outputs = self.policy.action_net(latent)
@@ -72,6 +80,15 @@ def _channels_last(observations: Tensor) -> Tensor:
 class ActorNetwork(_View):
     """Observations to the parameters of the action distribution."""
 
+    def links(self) -> Links | None:
+        """The layers, where the actor is nothing but layers and a log standard deviation."""
+        extractor = self._flattening(self.policy.pi_features_extractor)
+        if extractor is None:
+            return None
+        modules = [extractor, self.policy.mlp_extractor.policy_net, self.policy.action_net]
+        discrete = isinstance(self.policy.action_space, spaces.Discrete)
+        return Links(modules, () if discrete else (self.policy.log_std,))  # type: ignore[arg-type]
+
     def forward(self, observations: Any) -> Outputs:
         """Run the actor's part of the policy.
 
@@ -87,6 +104,13 @@ class ActorNetwork(_View):
 
 class CriticNetwork(_View):
     """Observations to values."""
+
+    def links(self) -> Links | None:
+        """The layers, where the critic is nothing but layers."""
+        extractor = self._flattening(self.policy.vf_features_extractor)
+        if extractor is None:
+            return None
+        return Links([extractor, self.policy.mlp_extractor.value_net, self.policy.value_net, nn.Flatten(0)])
 
     def forward(self, observations: Any) -> Tensor:
         """Run the critic's part of the policy.

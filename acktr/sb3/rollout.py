@@ -48,16 +48,38 @@ class Rollout:
         """
         return replace(self, observations=prepare(policy, self.observations))
 
-    def rows(self, rows: Tensor) -> Rollout:
+    def rows(self, rows: Tensor | slice) -> Rollout:
         """A part of the rollout.
 
         Args:
-            rows: indices, shape [M].
+            rows: indices, shape [M]; a slice of them makes no copy.
 
         Returns:
             A rollout of M transitions.
         """
         return Rollout(*(take_rows(getattr(self, name), rows) for name in self.__dataclass_fields__))
+
+    def shuffled(self, generator: Generator) -> Rollout:
+        """The same transitions in random order.
+
+        Args:
+            generator: source of the order.
+
+        Returns:
+            A rollout as long as this.
+        """
+        return self.rows(torch.randperm(len(self), generator=generator).to(self.returns.device))
+
+    def cut(self, size: int) -> tuple[Rollout, Rollout]:
+        """The first transitions and the others, without copies.
+
+        Args:
+            size: how many are first.
+
+        Returns:
+            Two rollouts.
+        """
+        return self.rows(slice(None, size)), self.rows(slice(size, None))
 
     def minibatches(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Rollout]:
         """Shuffled parts, each transition once per epoch; the rollout itself if there is one part.
@@ -70,13 +92,25 @@ class Rollout:
         Yields:
             Parts of as equal size as can be.
         """
+        for rows in self.orders(n_epochs, n_minibatches, generator):
+            yield self.rows(rows)
+
+    def orders(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Tensor | slice]:
+        """The rows of `minibatches`, for who reads some of the fields only.
+
+        Args:
+            n_epochs: passes over the rollout.
+            n_minibatches: parts per pass.
+            generator: source of the shuffles.
+
+        Yields:
+            Indices; a slice of everything if there is one part.
+        """
         for _ in range(n_epochs):
             if n_minibatches == 1:
-                yield self
-                continue
-            order = torch.randperm(len(self), generator=generator).to(self.returns.device)
-            for part in order.chunk(n_minibatches):
-                yield self.rows(part)
+                yield slice(None)
+            else:
+                yield from torch.randperm(len(self), generator=generator).to(self.returns.device).chunk(n_minibatches)
 
 
 def time_major(arrays: Any, device: torch.device) -> Any:

@@ -39,14 +39,13 @@ class ActorSettings:
     corrections: int = 2
     """Forward passes that may rescale a step until its measured KL meets the radius; 0 trusts the prediction."""
     curvature_examples: int | None = None
-    """Examples, drawn anew each step, for curvature, exact forms and measured KLs; None for the step's whole batch.
+    """Examples of each step for curvature, exact forms and measured KLs; None for the step's whole batch.
 
-    A quarter of an image batch gives the same curvature after averaging, for a pass of its own at a quarter of the
-    cost (Martens & Grosse 2015, section 8, take an eighth)."""
+    A part gives the same curvature after averaging over more steps (Martens & Grosse 2015, section 8, take an eighth)."""
     exact_examples: int | None = None
     """Of these, examples in the exact forms alone, which cost a forward-mode pass per layer; None for all."""
     statistics_period: int = 1
-    """Steps between two updates of the curvature, after the first fifty, which all update it."""
+    """Steps between two that update the curvature and measure their KL, after the first fifty, which all do."""
     refresh_period: int = 1
     """Updates between two refreshes of the bases."""
     cold_start: int = 0
@@ -82,7 +81,7 @@ class CriticSettings:
     corrections: int = 1
     """Forward passes that may rescale a step until its measured change meets the radius."""
     statistics_period: int = 1
-    """Steps between two updates of the curvature, after the first fifty, which all update it."""
+    """Steps between two that update the curvature and measure their change, after the first fifty, which all do."""
     refresh_period: int = 4
     """Updates between two refreshes of the bases."""
     n_epochs: int = 10

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from statistics import fmean
 
 import torch
 from torch import Generator, Tensor, nn
 
+from acktr.capture import Pass
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import StepReport
+from acktr.tree import take_rows
 
 
 @dataclass
@@ -34,11 +38,12 @@ class StepLog:
         self.losses.append(float(loss.detach()))
 
     def means(self) -> dict[str, float]:
-        """Averages over the rollout's steps, by the names they are logged under."""
+        """Averages over the rollout's steps, by the names they are logged under; of the measured KL where it was."""
+        measured = [r.kl_measured for r in self.reports if not isnan(r.kl_measured)]
         return {
             "kl_predicted": fmean(r.kl_predicted for r in self.reports),
             "kl_block": fmean(r.kl_block for r in self.reports),
-            "kl_measured": fmean(r.kl_measured for r in self.reports),
+            "kl_measured": fmean(measured) if measured else nan,
             "trust_region_scale": fmean(r.scale for r in self.reports),
             "loss": fmean(self.losses),
         }
@@ -69,9 +74,9 @@ def actor_steps(
     likelihood: PolicyLikelihood = optimizer.likelihood  # type: ignore[assignment]
     behaviour = _outputs(actor, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
-        outputs = _observe(actor, optimizer, batch, settings.curvature_examples, generator)
+        outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
         loss = policy_loss(likelihood, outputs, batch, settings.clip_range, ent_coef)
-        log.add(_descend(optimizer, loss), loss)
+        log.add(_descend(optimizer, loss, outputs, passes), loss)
         if behaviour is not None and _too_far(likelihood, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
             break
     return log
@@ -104,21 +109,18 @@ def critic_steps(
     log = StepLog()
     # With seeds of ones the objective's output gradient is the residual times the seed.
     one_pass = isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
-    for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
+    for rows in rollout.orders(settings.n_epochs, settings.n_minibatches, generator):
+        observations, returns = take_rows(rollout.observations, rows), rollout.returns[rows]
         shared_pass = one_pass and optimizer.statistics_due
-        with optimizer.recording():
-            values = critic(batch.observations)
-        residual = values.detach() - batch.returns
+        (values,) = optimizer.run(observations).outputs
+        residual = values - returns
         loss = 0.5 * residual.square().mean()
         optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
-        if shared_pass:
-            optimizer.update_curvature(weights=residual)
-            optimizer.step()
-            log.add(optimizer.report, loss)
-        else:
-            optimizer.update_curvature((batch.returns,))
-            objective = 0.5 * (values - batch.returns).square().mean()
-            log.add(_descend(optimizer, objective), loss)
+        optimizer.update_curvature((returns,), weights=residual if shared_pass else None)
+        if not shared_pass:
+            optimizer.pull_back((residual / len(residual),))
+        optimizer.step()
+        log.add(optimizer.report, loss)
     return log
 
 
@@ -154,12 +156,12 @@ def joint_steps(
     policy: PolicyLikelihood = optimizer.likelihood.policy  # type: ignore[attr-defined]
     behaviour = _outputs(network, rollout)[:-1] if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
-        outputs = _observe(network, optimizer, batch, settings.curvature_examples, generator)
+        outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
         error = 0.5 * (outputs[-1] - batch.returns).square().mean()
         radius = optimizer.param_groups[0]["radius"]
         optimizer.likelihood = joint_likelihood(policy, value_radius * float(error.detach()), radius)
         loss = policy_loss(policy, outputs[:-1], batch, settings.clip_range, ent_coef) + vf_coef * error
-        log.add(_descend(optimizer, loss), loss)
+        log.add(_descend(optimizer, loss, outputs, passes), loss)
         if behaviour is not None and _too_far(
             policy, behaviour, _outputs(network, rollout)[:-1], settings.max_rollout_kl
         ):
@@ -182,26 +184,28 @@ def joint_likelihood(policy: PolicyLikelihood, value_radius: float, radius: floa
     return Joint(policy, ScalarGaussian(), max(value_radius, 1e-12) / max(radius, 1e-12))
 
 
-def _observe(
-    network: nn.Module, optimizer: NaturalGradient, batch: Rollout, examples: int | None, generator: Generator
-) -> Outputs:
-    """The batch's outputs, and the curvature brought up to date on the batch or on a random part of it."""
-    whole = examples is None or examples >= len(batch)
-    part = batch if whole else batch.rows(_draw(len(batch), examples, generator, batch.returns.device))
-    with torch.set_grad_enabled(whole or optimizer.statistics_due), optimizer.recording():
-        outputs: Outputs = network(part.observations)
-    targets = (part.actions, part.returns) if isinstance(optimizer.likelihood, Joint) else (part.actions,)
+def _observe(optimizer: NaturalGradient, batch: Rollout, examples: int | None) -> tuple[Outputs, list[Pass]]:
+    """The batch's outputs as leaves of the loss, and the curvature brought up to date on the batch or its first rows.
+
+    The part passes through the network by itself and the rest before it: every row once, as without a part.
+
+    Returns:
+        The outputs, and the passes they come from.
+    """
+    size = len(batch)
+    part = min(examples or size, size) if optimizer.statistics_due else size
+    first, rest = batch.cut(part)
+    others = [optimizer.run(rest.observations)] if len(rest) else []
+    passes = [optimizer.run(first.observations), *others]
+    targets = (first.actions, first.returns) if isinstance(optimizer.likelihood, Joint) else (first.actions,)
     optimizer.update_curvature(targets)
-    return outputs if whole else network(batch.observations)
+    joined = [torch.cat(o) if others else o[0] for o in zip(*(p.outputs for p in passes), strict=True)]
+    return tuple(o.detach().requires_grad_() for o in joined), passes
 
 
-def _draw(size: int, count: int | None, generator: Generator, device: torch.device) -> Tensor:
-    return torch.randperm(size, generator=generator)[:count].to(device)
-
-
-def _descend(optimizer: NaturalGradient, loss: Tensor) -> StepReport:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+def _descend(optimizer: NaturalGradient, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
+    """Step against the loss, whose graph begins at the outputs."""
+    optimizer.pull_back(torch.autograd.grad(loss, outputs), passes)
     optimizer.step()
     return optimizer.report
 

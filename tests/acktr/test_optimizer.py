@@ -1,6 +1,7 @@
 """The optimizer as torch's users meet it: hyperparameters, schedules, bad numbers, learning."""
 
 import logging
+from math import isnan
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_a_pass_between_two_periods_needs_no_graph(oracle, monkeypatch):
     F.cross_entropy(network(inputs), classes).backward()
     optimizer.step()
     assert not same(network, before)
-    assert optimizer.report.kl_measured == optimizer.report.kl_measured  # measured on the recorded pass, not NaN
+    assert isnan(optimizer.report.kl_measured)  # it goes by the ratio that the last statistics found
     train_step(optimizer, inputs, classes)
     assert optimizer.statistics_due
     with pytest.raises(RuntimeError, match="recorded without gradients"), torch.no_grad(), optimizer.recording():
