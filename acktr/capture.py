@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.layers import Layer
 from acktr.likelihood import Outputs
+from acktr.tree import take_rows
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Pass(ABC):
 
     @abstractmethod
     def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Gradients at the layers' outputs, per example, and of parameters, summed over examples; `.grad` is not touched.
+        """Gradients at the layers' outputs per example, and of parameters summed over examples; `.grad` is not touched.
 
         Args:
             seed: output gradients, shaped like the outputs.
@@ -61,6 +62,18 @@ class Pass(ABC):
         Args:
             seed: output gradients, shaped like the outputs.
             parameters: the trained ones, by name.
+        """
+
+    @abstractmethod
+    def part(self, examples: int | None, generator: torch.Generator) -> Pass:
+        """Some of the examples, to measure on; it outlives the release of the whole.
+
+        Args:
+            examples: how many; None for all.
+            generator: source of the choice.
+
+        Returns:
+            A pass that cannot be pulled back.
         """
 
     @abstractmethod
@@ -118,6 +131,21 @@ class GraphPass(Pass):
         """
         live = [(o, s) for o, s in zip(self.live_outputs, seed, strict=True) if o.requires_grad]
         torch.autograd.backward([o for o, _ in live], [s for _, s in live])
+
+    def part(self, examples: int | None, generator: torch.Generator) -> GraphPass:
+        """Examples drawn at random.
+
+        Args:
+            examples: how many; None for all.
+            generator: source of the choice.
+
+        Returns:
+            Their inputs and outputs.
+        """
+        if examples is None or examples >= self.examples:
+            return GraphPass(self.args, self.outputs)
+        rows = torch.randperm(self.examples, generator=generator, device=self.outputs[0].device)[:examples]
+        return GraphPass(take_rows(self.args, rows), take_rows(self.outputs, rows))
 
     def release(self) -> None:
         """Let go of the graph."""

@@ -53,6 +53,9 @@ class _Affine:
     def along(self, tangent: Tensor, _inputs: Tensor, _outputs: Tensor) -> Tensor:
         return tangent @ self.module.weight.mT  # type: ignore[operator,union-attr]
 
+    def along_and(self, moved: Tensor, tangent: Tensor) -> Tensor:
+        return torch.addmm(moved, tangent, self.module.weight.mT)  # type: ignore[arg-type,union-attr]
+
 
 class _Elementwise:
     """Its Jacobian is diagonal, so that backwards and along a step it is the same product."""
@@ -220,10 +223,13 @@ class Chain:
         """
         tangent: Tensor | None = None
         for k, (link, name) in enumerate(zip(self._links, self.layers, strict=True)):
-            if tangent is not None:
+            moved = None if name is None else _moved(values[k], step.get(f"{name}.weight"), step.get(f"{name}.bias"))
+            if tangent is None:
+                tangent = moved
+            elif moved is not None and isinstance(link, _Affine):
+                tangent = link.along_and(moved, tangent)
+            else:
                 tangent = link.along(tangent, values[k], values[k + 1])
-            if name is not None:
-                tangent = _sum(tangent, _moved(values[k], step.get(f"{name}.weight"), step.get(f"{name}.bias")))
         size = len(values[-1])
         first = torch.zeros_like(values[-1]) if tangent is None else tangent.expand_as(values[-1])
         rows = (step.get(name, torch.zeros_like(p)).expand(size, -1) for name, p in self.expanded.items())
@@ -265,12 +271,26 @@ class ChainPass(Pass):
             seed: output gradients, shaped like the outputs.
             parameters: the trained ones, by name.
         """
-        found = self.pull_back(seed, [name for name in self.activations], self.chain.expanded if self.chain else {})
+        found = self.pull_back(seed, list(self.activations), self.chain.expanded if self.chain else {})
         for name, inputs in self.activations.items():
             grads = found.pop(name)
             found[f"{name}.weight"], found[f"{name}.bias"] = grads.mT @ inputs, grads.sum(0)
         for name, parameter in parameters.items():
             parameter.grad = found[name] if parameter.grad is None else parameter.grad + found[name]
+
+    def part(self, examples: int | None, generator: torch.Generator) -> ChainPass:
+        """Every k-th example, without copies: neighbours in a rollout resemble each other.
+
+        Args:
+            examples: how many at least; None for all.
+            generator: unused.
+
+        Returns:
+            Their inputs and every link's output.
+        """
+        step = 1 if examples is None else max(1, self.examples // examples)
+        values, outputs = [v[::step] for v in self.values], tuple(o[::step] for o in self.outputs)
+        return ChainPass((values[0],), outputs, {}, self.chain, values)
 
     def release(self) -> None:
         """Let go of the links' outputs."""
@@ -291,9 +311,3 @@ def _moved(inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
     if weight is None:
         return bias
     return inputs @ weight.mT if bias is None else F.linear(inputs, weight, bias)
-
-
-def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left + right

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from acktr.chain import Chain
+from acktr.capture import Pass
+from acktr.chain import ChainPass
 from acktr.likelihood import Likelihood, Outputs, Part
 
 Tensors = dict[str, Tensor]
@@ -28,7 +29,7 @@ class Linearisation:
         parameters: its trained parameters by dotted name.
         args: what the network is called with.
         likelihood: what its outputs mean.
-        chain: the network's links, where it is a plain chain and these are a call for it.
+        record: the pass of these arguments, where it is one through a chain; it is then not run again.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class Linearisation:
         parameters: dict[str, nn.Parameter],
         args: tuple[Any, ...],
         likelihood: Likelihood,
-        chain: Chain | None = None,
+        record: Pass | None = None,
     ) -> None:
-        self._pass = chain.run(*args) if chain is not None and chain.takes(args) else None
+        self._pass = record if isinstance(record, ChainPass) else None
         self._network = network
         self._leaves = parameters
         self._args = args
@@ -79,6 +80,24 @@ class Linearisation:
             primal_outputs, tangents = cast(tuple[Outputs, Outputs], jvp(outputs, (primal,), (step,)))
         self._outputs = primal_outputs
         return tangents
+
+    def quadratic(self, step: Tensors) -> Tensor:
+        """The form of one step, as `form` of its tangent's `grams`.
+
+        Args:
+            step: tensors for some or all parameters; the others stay.
+
+        Returns:
+            Scalar.
+        """
+        tangent = self.tangent(step)
+        outputs = cast(Outputs, self._outputs)
+        forms = [
+            part.likelihood.inner(outputs[part.outputs], tangent[part.outputs], tangent[part.outputs]).mean()
+            / part.radius
+            for part in self._likelihood.parts()
+        ]
+        return torch.stack(forms).max() if len(forms) > 1 else forms[0]
 
     def grams(self, tangents: Sequence[Outputs]) -> list[Tensor]:
         """The matrices of tᵢᵀ F_out tⱼ averaged over examples, one for each part of the likelihood; their sum is PᵀFP.

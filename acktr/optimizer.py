@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
-from acktr.chain import Chain
+from acktr.chain import Chain, ChainPass
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import take_rows
 from acktr.trust_region import BlockMetric, corrected_scale, trust_region_scale
 
 MAX_SKIPS = 10
@@ -94,7 +93,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         self.skipped = 0
         self._leaves = list(self.parameters.values())
-        self._ratio, self._observing = 1.0, True
+        self._ratio = 1.0
         self._skipped_in_a_row = self._passes = self._updates = self._steps = 0
         self._capture = Capture(network, self.curvature.layers)
         self._chain = Chain.of(network, self.parameters)
@@ -184,7 +183,6 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
-        self._observing = due
         if not due:
             return
         if not _all_finite(record.outputs):  # no target can be drawn from NaN
@@ -219,19 +217,19 @@ class NaturalGradient(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradient = self._gradient()
-        record = self._capture.last
+        part = self._capture.last.part(self.rule.examples, self._generator)
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
         if not self.curvature.ready or (self.rule.combination is not None and not _all_finite(gradient.values())):
             self._skip("the gradient")
             return loss
-        descent = self._descent(gradient, self._form_batch(record))
+        descent = self._descent(gradient, part)
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if _all_finite(gradient.values()) else "the gradient")
             return loss
-        self._move(descent, record)
+        self._move(descent, part)
         self._steps += 1
         return loss
 
@@ -243,39 +241,30 @@ class NaturalGradient(torch.optim.Optimizer):
             gradient[name] = own.add(p, alpha=decay) if decay else own
         return gradient
 
-    def _form_batch(self, record: Pass) -> tuple[Any, ...]:
-        """The inputs of the exact forms: a forward-mode pass per layer costs more than the one that measures a KL."""
-        if self.rule.examples is None or self.rule.examples >= record.examples:
-            return record.args
-        device = record.outputs[0].device
-        rows = torch.randperm(record.examples, generator=self._generator, device=device)[: self.rule.examples]
-        args: tuple[Any, ...] = take_rows(record.args, rows)
-        return args
-
-    def _descent(self, gradient: Tensors, args: tuple[Any, ...]) -> Descent:
+    def _descent(self, gradient: Tensors, part: Pass) -> Descent:
         """Which way: the descent direction and its forms."""
         group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
-            return self._measured_by_forms(_negative(gradient), args)
+            return self._measured_by_forms(_negative(gradient), part)
         natural, block = self.curvature.solve_with_form(gradient, group["damping"])
         descent = _negative(natural)
         if combination is None:
-            return self._measured_by_forms(descent, args, block)
+            return self._measured_by_forms(descent, part, block)
         pieces = self.curvature.split(descent)
         if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        linearisation = self._linearisation(args)
+        linearisation = self._linearisation(part)
         descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
         if group["momentum"]:
-            return self._measured_by_forms(descent, args)
+            return self._measured_by_forms(descent, part)
         return Descent(descent, float(quadratic), float(self.curvature.quadratic(descent)))
 
-    def _measured_by_forms(self, tensors: Tensors, args: tuple[Any, ...], block: Tensor | None = None) -> Descent:
+    def _measured_by_forms(self, tensors: Tensors, part: Pass, block: Tensor | None = None) -> Descent:
         """The direction with momentum, where there is any, by the rule's metric and by the blocks.
 
         Args:
             tensors: the direction.
-            args: the inputs of the exact forms.
+            part: the examples of the exact forms.
             block: its form by the blocks, where it is known.
 
         Returns:
@@ -288,19 +277,17 @@ class NaturalGradient(torch.optim.Optimizer):
         of_blocks = float(self.curvature.quadratic(tensors) if block is None else block)
         if isinstance(self.rule.metric, BlockMetric):
             return Descent(tensors, of_blocks, of_blocks)
-        linearisation = self._linearisation(args)
-        grams = linearisation.grams([linearisation.tangent(tensors)])
-        return Descent(tensors, float(linearisation.form(torch.ones(1, dtype=torch.float64), grams)), of_blocks)
+        return Descent(tensors, float(self._linearisation(part).quadratic(tensors)), of_blocks)
 
-    def _linearisation(self, args: tuple[Any, ...]) -> Linearisation:
-        return Linearisation(self.network, self.parameters, args, self.likelihood, self._chain)
+    def _linearisation(self, part: Pass) -> Linearisation:
+        return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
 
-    def _move(self, descent: Descent, record: Pass) -> None:
+    def _move(self, descent: Descent, part: Pass) -> None:
         """How far: scale, apply, measure, correct."""
         group, direction = self.param_groups[0], [descent.tensors[name] for name in self.parameters]
         scale = trust_region_scale(descent.quadratic * self._ratio, group["radius"], group["lr"])
         if self._measures(scale):
-            scale, measured = self._correct(direction, scale, record)
+            scale, measured = self._correct(direction, scale, part)
             predicted = 0.5 * scale**2 * descent.quadratic
             self._ratio = _ratio(measured, predicted)
         else:
@@ -312,8 +299,9 @@ class NaturalGradient(torch.optim.Optimizer):
         self._remember(descent.tensors, scale)
 
     def _measures(self, scale: float) -> bool:
-        """Whether this step's KL is measured: with the statistics, if it moves and there is a radius to meet."""
-        return self._observing and self.rule.corrections > 0 and scale > 0 and self.param_groups[0]["radius"] < math.inf
+        """Whether this step's KL is measured: if it is its turn, it moves, and there is a radius to meet."""
+        turn = self._steps < EAGER_PASSES or self._steps % self.rule.measure_period == 0
+        return turn and self.rule.corrections > 0 and scale > 0 and self.param_groups[0]["radius"] < math.inf
 
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""
@@ -323,28 +311,28 @@ class NaturalGradient(torch.optim.Optimizer):
             if self.rule.combination is not None and self.rule.combination.previous_step:
                 self.state[p]["previous_step"] = scale * direction[name]
 
-    def _correct(self, direction: list[Tensor], scale: float, record: Pass) -> tuple[float, float]:
+    def _correct(self, direction: list[Tensor], scale: float, part: Pass) -> tuple[float, float]:
         """Place the step, and place it anew as long as its measured KL misses the radius."""
         radius, max_scale = self.param_groups[0]["radius"], self.param_groups[0]["lr"]
         start = [p.clone() for p in self._leaves]
-        measured = self._place(start, direction, scale, record)
+        measured = self._place(start, direction, scale, part)
         for attempt in range(self.rule.corrections + 20):
             too_far = not measured <= radius * (TOLERANCE if attempt < self.rule.corrections else OVERSHOOT)
             too_near = measured < radius / TOLERANCE and scale < max_scale and attempt < self.rule.corrections
             if not too_far and not too_near:
                 break
             scale = corrected_scale(scale, measured, radius, max_scale)
-            measured = self._place(start, direction, scale, record)
+            measured = self._place(start, direction, scale, part)
         return scale, measured
 
-    def _place(self, start: list[Tensor], direction: list[Tensor], scale: float, record: Pass) -> float:
+    def _place(self, start: list[Tensor], direction: list[Tensor], scale: float, part: Pass) -> float:
         """Move the parameters, and measure how far the outputs went."""
         torch._foreach_copy_(self._leaves, torch._foreach_add(start, direction, alpha=scale))
-        if self._chain is not None and self._chain.takes(record.args):
-            return float(self.likelihood.distance(record.outputs, self._chain.outputs(*record.args)))
-        new = self.network(*record.args)
+        if isinstance(part, ChainPass) and part.chain is not None:
+            return float(self.likelihood.distance(part.outputs, part.chain.outputs(*part.args)))
+        new = self.network(*part.args)
         new = (new,) if isinstance(new, Tensor) else tuple(new)
-        return float(self.likelihood.distance(record.outputs, new))
+        return float(self.likelihood.distance(part.outputs, new))
 
     def _skip(self, where: str) -> None:
         self.skipped += 1

@@ -20,12 +20,13 @@ class StepRule:
     """The quadratic form that sets the distance."""
     corrections: int = 2
     """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
+    measure_period: int = 1
+    """Steps between two that measure their KL, after the first `EAGER_PASSES`, which all do; the steps between go by
+    the last ratio of measured to predicted KL."""
     examples: int | None = None
-    """Examples of the recorded batch, drawn anew each step, in the exact forms; None for all. KLs are always measured
-    on all."""
+    """Examples of the recorded batch, drawn anew each step, in the exact forms and measured KLs; None for all."""
     statistics_period: int = 1
-    """Recorded passes between two that take statistics, after the first `EAGER_PASSES`, which all do: the curvature's
-    moments, and by how much the measured KL differs from the predicted one. Steps between go by the last ones."""
+    """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
     refresh_period: int = 1
     """Curvature updates between two decompositions."""
     cold_start: int = 0
@@ -34,6 +35,7 @@ class StepRule:
     def __post_init__(self) -> None:
         for name, least in (
             ("corrections", 0),
+            ("measure_period", 1),
             ("statistics_period", 1),
             ("refresh_period", 1),
             ("cold_start", 0),

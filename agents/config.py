@@ -116,9 +116,11 @@ class ActorConfig:
     corrections: int
     """Forward passes that may rescale a step until its measured KL meets the radius."""
     curvature_examples: int | None
-    """Examples of a batch, drawn anew each step, for curvature, exact forms and measured KLs; None takes all."""
+    """Examples of a batch from which the curvature is taken; None takes all."""
     exact_examples: int | None
-    """Of these, examples in the exact forms alone; None takes all."""
+    """Examples of a batch, drawn anew each step, in exact forms and measured KLs; None takes all."""
+    measure_period: int
+    """Steps between two that measure how far they went, after the first fifty, which all do."""
     statistics_period: int
     """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int
@@ -161,6 +163,10 @@ class CriticConfig:
     """The quadratic form that predicts the change: the exact matrix or the layers' blocks."""
     corrections: int
     """Forward passes that may rescale a step until its measured change meets the radius."""
+    exact_examples: int | None
+    """Examples of a batch in exact forms and measured changes; None takes all."""
+    measure_period: int
+    """Steps between two that measure how far they went, after the first fifty, which all do."""
     statistics_period: int
     """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int

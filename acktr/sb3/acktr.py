@@ -172,7 +172,8 @@ class ACKTR(OnPolicyAlgorithm):
             combination=settings.combination,
             metric=settings.metric,
             corrections=settings.corrections,
-            examples=settings.exact_examples if isinstance(settings, ActorSettings) else None,
+            examples=settings.exact_examples,
+            measure_period=settings.measure_period,
             statistics_period=settings.statistics_period,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
@@ -269,9 +270,7 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
-        return critic_steps(
-            self._critic_network, self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator
-        )
+        return critic_steps(self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator)
 
     def _train_jointly(self, rollout: Rollout) -> StepLog:
         network = cast(JointNetwork, self._joint_network)

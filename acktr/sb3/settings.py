@@ -39,13 +39,16 @@ class ActorSettings:
     corrections: int = 2
     """Forward passes that may rescale a step until its measured KL meets the radius; 0 trusts the prediction."""
     curvature_examples: int | None = None
-    """Examples of each step for curvature, exact forms and measured KLs; None for the step's whole batch.
+    """Examples of each step from which the curvature is taken; None for the step's whole batch.
 
-    A part gives the same curvature after averaging over more steps (Martens & Grosse 2015, section 8, take an eighth)."""
+    A part gives the same curvature, averaged over more steps (Martens & Grosse 2015, section 8, take an eighth)."""
     exact_examples: int | None = None
-    """Of these, examples in the exact forms alone, which cost a forward-mode pass per layer; None for all."""
+    """Of these (of all, where this step leaves the curvature alone), examples in exact forms and measured KLs; None for
+    all."""
+    measure_period: int = 1
+    """Steps between two that measure their KL, after the first fifty, which all do."""
     statistics_period: int = 1
-    """Steps between two that update the curvature and measure their KL, after the first fifty, which all do."""
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int = 1
     """Updates between two refreshes of the bases."""
     cold_start: int = 0
@@ -80,8 +83,12 @@ class CriticSettings:
     """The quadratic form that sets the distance; one measured correction makes up for its errors."""
     corrections: int = 1
     """Forward passes that may rescale a step until its measured change meets the radius."""
+    exact_examples: int | None = None
+    """Examples of each step in exact forms and measured changes; None for the whole batch."""
+    measure_period: int = 1
+    """Steps between two that measure the change of the value, after the first fifty, which all do."""
     statistics_period: int = 1
-    """Steps between two that update the curvature and measure their change, after the first fifty, which all do."""
+    """Steps between two updates of the curvature, after the first fifty, which all update it."""
     refresh_period: int = 4
     """Updates between two refreshes of the bases."""
     n_epochs: int = 10

@@ -83,7 +83,6 @@ def actor_steps(
 
 
 def critic_steps(
-    critic: nn.Module,
     optimizer: NaturalGradient,
     rollout: Rollout,
     settings: CriticSettings,
@@ -96,8 +95,7 @@ def critic_steps(
     indifferent to the scale of the rewards, and tighter as the fit improves.
 
     Args:
-        critic: observations to values.
-        optimizer: the critic's.
+        optimizer: the critic's, whose network reads observations and returns values.
         rollout: the transitions.
         settings: how often.
         radius: largest mean squared change of V in a step, as a share of the mean squared residual.

@@ -62,7 +62,7 @@ def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
     optimizer, generator = optimizer_of(agent, part), torch.Generator().manual_seed(0)
     if part == "critic":
         radius = at(agent.critic.radius, 1.0)
-        call = partial(critic_steps, optimizer.network, optimizer, rollout, agent.critic, radius, generator)
+        call = partial(critic_steps, optimizer, rollout, agent.critic, radius, generator)
     elif part == "actor":
         call = partial(actor_steps, optimizer.network, optimizer, rollout, agent.actor, agent.ent_coef, generator)
     else:
