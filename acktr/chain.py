@@ -185,8 +185,18 @@ class Chain:
         values = [inputs]
         for link in self._links:
             values.append(link.forward(values[-1]))
-        activations = {name: v for name, v in zip(self.layers, values, strict=False) if name is not None}
-        return ChainPass((inputs,), self._with_expanded(values[-1]), activations, self, values)
+        return ChainPass((inputs,), self._with_expanded(values[-1]), self.activations(values), self, values)
+
+    def activations(self, values: Sequence[Tensor]) -> Tensors:
+        """Every layer's input.
+
+        Args:
+            values: the inputs and every link's output.
+
+        Returns:
+            By the layer's dotted name.
+        """
+        return {name: v for name, v in zip(self.layers, values, strict=False) if name is not None}
 
     @torch.no_grad()
     def pull_back(self, values: Sequence[Tensor], seed: Outputs) -> Tensors:
@@ -286,11 +296,23 @@ class ChainPass(Pass):
             generator: unused.
 
         Returns:
-            Their inputs and every link's output.
+            Their inputs and every link's output, which can be pulled back too.
         """
-        step = 1 if examples is None else max(1, self.examples // examples)
-        values, outputs = [v[::step] for v in self.values], tuple(o[::step] for o in self.outputs)
-        return ChainPass((values[0],), outputs, {}, self.chain, values)
+        rows = self.spread(examples)
+        values, outputs = [v[rows] for v in self.values], tuple(o[rows] for o in self.outputs)
+        activations = self.chain.activations(values) if self.chain is not None else {}
+        return ChainPass((values[0],), outputs, activations, self.chain, values)
+
+    def spread(self, examples: int | None) -> slice:
+        """The rows of a part.
+
+        Args:
+            examples: how many at least; None for all.
+
+        Returns:
+            Every k-th.
+        """
+        return slice(None, None, 1 if examples is None else max(1, self.examples // examples))
 
     def release(self) -> None:
         """Let go of the links' outputs."""

@@ -27,6 +27,7 @@ from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
 from acktr.step import Descent, StepReport, StepRule
+from acktr.tree import size_of, take_rows
 from acktr.trust_region import BlockMetric, corrected_scale, trust_region_scale
 
 MAX_SKIPS = 10
@@ -151,6 +152,34 @@ class NaturalGradient(torch.optim.Optimizer):
             with torch.enable_grad(), self.recording():
                 self.network(*args)
         return self._capture.last
+
+    def observe(self, inputs: Any, targets: Outputs | None = None, examples: int | None = None) -> list[Pass]:
+        """Run the network on a batch, and update the curvature, if it is due, from some of the examples.
+
+        Every example passes through the network once: a chain's pass holds its parts; any other network runs on the
+        first examples by themselves and on the others after them, so let the order be random.
+
+        Args:
+            inputs: tensor or dictionary of tensors, [N, ...].
+            targets: for the empirical Fisher alone, [N, ...].
+            examples: how many; None for all.
+
+        Returns:
+            The passes, whose examples one after the other are the batch's.
+        """
+        if self._chain is not None and self._chain.takes((inputs,)):
+            record = self._chain.run(inputs)
+            self._capture.keep(record.part(examples, self._generator))
+            self.update_curvature(targets and take_rows(targets, record.spread(examples)))
+            self._capture.keep(record)
+            return [record]
+        cut = examples if self.statistics_due and (examples or math.inf) < size_of(inputs) else None
+        passes = [self.run(take_rows(inputs, slice(cut)))]
+        if cut is not None:
+            passes.append(self.run(take_rows(inputs, slice(cut, None))))
+            self._capture.keep(passes[0])
+        self.update_curvature(targets and take_rows(targets, slice(cut)))
+        return passes
 
     def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:
         """Put the objective's gradient into `.grad`: the recorded call's backward pass.

@@ -165,6 +165,8 @@ class CriticConfig:
     """Forward passes that may rescale a step until its measured change meets the radius."""
     exact_examples: int | None
     """Examples of a batch in exact forms and measured changes; None takes all."""
+    curvature_examples: int | None
+    """Examples of a batch from which the curvature is taken; None takes all."""
     measure_period: int
     """Steps between two that measure how far they went, after the first fifty, which all do."""
     statistics_period: int

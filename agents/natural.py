@@ -79,6 +79,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
         exact_examples=config.exact_examples,
+        curvature_examples=config.curvature_examples,
         measure_period=config.measure_period,
         statistics_period=config.statistics_period,
         refresh_period=config.refresh_period,

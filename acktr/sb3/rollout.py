@@ -70,17 +70,6 @@ class Rollout:
         """
         return self.rows(torch.randperm(len(self), generator=generator).to(self.returns.device))
 
-    def cut(self, size: int) -> tuple[Rollout, Rollout]:
-        """The first transitions and the others, without copies.
-
-        Args:
-            size: how many are first.
-
-        Returns:
-            Two rollouts.
-        """
-        return self.rows(slice(None, size)), self.rows(slice(size, None))
-
     def minibatches(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Rollout]:
         """Shuffled parts, each transition once per epoch; the rollout itself if there is one part.
 

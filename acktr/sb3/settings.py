@@ -85,6 +85,8 @@ class CriticSettings:
     """Forward passes that may rescale a step until its measured change meets the radius."""
     exact_examples: int | None = None
     """Examples of each step in exact forms and measured changes; None for the whole batch."""
+    curvature_examples: int | None = None
+    """Examples of each step from which the curvature is taken; None for the step's whole batch."""
     measure_period: int = 1
     """Steps between two that measure the change of the value, after the first fifty, which all do."""
     statistics_period: int = 1

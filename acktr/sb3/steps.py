@@ -106,17 +106,19 @@ def critic_steps(
     """
     log = StepLog()
     # With seeds of ones the objective's output gradient is the residual times the seed.
-    one_pass = isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
+    whole = settings.curvature_examples is None
+    one_pass = whole and isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
     for rows in rollout.orders(settings.n_epochs, settings.n_minibatches, generator):
         observations, returns = take_rows(rollout.observations, rows), rollout.returns[rows]
-        shared_pass = one_pass and optimizer.statistics_due
-        (values,) = optimizer.run(observations).outputs
-        residual = values - returns
+        if one_pass and optimizer.statistics_due:
+            residual = optimizer.run(observations).outputs[0] - returns
+            optimizer.update_curvature(weights=residual)
+        else:
+            passes = optimizer.observe(observations, (returns,), settings.curvature_examples)
+            residual = torch.cat([p.outputs[0] for p in passes]) - returns
+            optimizer.pull_back((residual / len(residual),), passes)
         loss = 0.5 * residual.square().mean()
         optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
-        optimizer.update_curvature((returns,), weights=residual if shared_pass else None)
-        if not shared_pass:
-            optimizer.pull_back((residual / len(residual),))
         optimizer.step()
         log.add(optimizer.report, loss)
     return log
@@ -183,22 +185,15 @@ def joint_likelihood(policy: PolicyLikelihood, value_radius: float, radius: floa
 
 
 def _observe(optimizer: NaturalGradient, batch: Rollout, examples: int | None) -> tuple[Outputs, list[Pass]]:
-    """The batch's outputs as leaves of the loss, and the curvature brought up to date on the batch or its first rows.
-
-    The part passes through the network by itself and the rest before it: every row once, as without a part.
+    """The batch's outputs as leaves of the loss, and the curvature brought up to date.
 
     Returns:
         The outputs, and the passes they come from.
     """
-    size = len(batch)
-    part = min(examples or size, size) if optimizer.statistics_due else size
-    first, rest = batch.cut(part)
-    others = [optimizer.run(rest.observations)] if len(rest) else []
-    passes = [optimizer.run(first.observations), *others]
-    targets = (first.actions, first.returns) if isinstance(optimizer.likelihood, Joint) else (first.actions,)
-    optimizer.update_curvature(targets)
-    joined = [torch.cat(o) if others else o[0] for o in zip(*(p.outputs for p in passes), strict=True)]
-    return tuple(o.detach().requires_grad_() for o in joined), passes
+    targets = (batch.actions, batch.returns) if isinstance(optimizer.likelihood, Joint) else (batch.actions,)
+    passes = optimizer.observe(batch.observations, targets, examples)
+    joined = (torch.cat(parts) for parts in zip(*(p.outputs for p in passes), strict=True))
+    return tuple(o.requires_grad_() for o in joined), passes
 
 
 def _descend(optimizer: NaturalGradient, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:

@@ -104,7 +104,7 @@ def test_a_pass_between_two_periods_needs_no_graph(oracle, monkeypatch):
     F.cross_entropy(network(inputs), classes).backward()
     optimizer.step()
     assert not same(network, before)
-    assert isnan(optimizer.report.kl_measured)  # it goes by the ratio that the last statistics found
+    assert not isnan(optimizer.report.kl_measured)
     train_step(optimizer, inputs, classes)
     assert optimizer.statistics_due
     with pytest.raises(RuntimeError, match="recorded without gradients"), torch.no_grad(), optimizer.recording():

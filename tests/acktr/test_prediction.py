@@ -1,5 +1,7 @@
 """The distance a step is predicted to go is the distance it goes: one check for every scale, sign and bias column."""
 
+from math import isnan
+
 import pytest
 import torch
 
@@ -137,15 +139,34 @@ def test_an_infinite_radius_leaves_the_learning_rate_alone(oracle):
     assert optimizer.report.scale == pytest.approx(0.5)
 
 
-def test_forms_take_part_of_the_batch_and_the_measured_divergence_all_of_it(oracle):
-    optimizer, inputs = built("categorical", EKFAC(), oracle, radius=1e-6, lr=1e6, rule=StepRule(examples=16))
+def test_forms_and_measured_divergences_take_part_of_the_batch(oracle):
+    optimizer, inputs = built("categorical", EKFAC(), oracle, radius=1e-6, lr=1e6, rule=StepRule(examples=8))
     before = present_outputs(optimizer, inputs, oracle)
     policy_gradient(optimizer, inputs, oracle)
     optimizer.step()
     whole = measured_kl(optimizer, inputs, before, oracle)
-    assert optimizer.report.kl_measured == pytest.approx(1e-6, rel=0.02)
-    assert whole == pytest.approx(optimizer.report.kl_measured, rel=1e-6)
-    assert optimizer.report.kl_predicted != pytest.approx(1e-6, rel=0.02)  # the form saw 16 examples
+    report = optimizer.report
+    assert report.kl_measured == pytest.approx(1e-6, rel=0.02)
+    assert report.kl_predicted == pytest.approx(1e-6, rel=0.02)  # on the same 8 examples
+    assert whole == pytest.approx(1e-6, rel=0.9)
+    assert whole != pytest.approx(1e-6, rel=0.02)  # the others are alike, not the same
+
+
+def test_between_two_measurements_the_last_ratio_of_measured_to_predicted_counts(oracle, monkeypatch):
+    monkeypatch.setattr("acktr.optimizer.EAGER_PASSES", 1)
+    rule = StepRule(combination=None, metric=BlockMetric(), measure_period=3)
+    optimizer, inputs = built("categorical", EKFAC(), oracle, radius=1e-6, lr=1e6, rule=rule)
+    found = []
+    for _ in range(4):
+        before = present_outputs(optimizer, inputs, oracle)
+        policy_gradient(optimizer, inputs, oracle)
+        optimizer.step()
+        found.append((optimizer.report, measured_kl(optimizer, inputs, before, oracle)))
+    assert [isnan(report.kl_measured) for report, _ in found] == [False, True, True, False]
+    for report, real in found:
+        assert real == pytest.approx(1e-6, rel=0.25)
+        # Negative control: by itself the blocks' form is far from the distance.
+        assert report.kl_predicted != pytest.approx(real, rel=0.25)
 
 
 def test_the_measured_divergence_sees_a_log_std_that_is_a_parameter(oracle):

@@ -1,0 +1,181 @@
+"""Chains of layers: what autograd would find, without autograd; and what is no chain goes by autograd."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jvp
+
+from acktr import EKFAC, Categorical, DiagonalGaussian, ExactFisher, NaturalGradient, ScalarGaussian
+from acktr.chain import Chain, Links
+from acktr.combination import LayerCombination
+from acktr.curvature.network import known_fisher
+from acktr.step import StepRule
+
+EXACT = {"rtol": 1e-11, "atol": 1e-13}  # float64, the same products in another order
+
+
+class Actor(nn.Module):
+    """A mean that is a chain and a log standard deviation that is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 4), nn.ReLU())
+        self.mean = nn.Linear(4, 2, bias=False)
+        self.log_std = nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        mean = self.mean(self.body(x))
+        return mean, self.log_std.expand_as(mean)
+
+    def links(self):
+        return Links([self.body, self.mean], [self.log_std])
+
+
+def actor():
+    return Actor().double(), torch.randn(7, 3, 2).double()
+
+
+def chain_of(network):
+    return Chain.of(network, dict(network.named_parameters()))
+
+
+def test_gradients_at_every_layers_output_are_autograds():
+    network, x = actor()
+    optimizer = NaturalGradient(network, DiagonalGaussian(), EKFAC(), blocks={"log_std": known_fisher(2.0)})
+    seed = (torch.randn(7, 2).double(), torch.randn(7, 2).double())
+    layers = [layer.name for layer in optimizer.curvature.layers]
+    free = {"log_std": network.log_std}
+    with optimizer.recording():
+        network(x)
+    wanted = optimizer._capture.last.pull_back(seed, layers, free)
+    record = optimizer.run(x)
+    assert type(record).__name__ == "ChainPass"
+    found = record.pull_back(seed, layers, free)
+    assert found.keys() == wanted.keys() == {"body.1.0", "body.2", "mean", "log_std"}
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], **EXACT)
+    # Negative control: another seed gives others.
+    other = record.pull_back((seed[0] + 1, seed[1]), layers, free)
+    assert not torch.allclose(other["mean"], wanted["mean"])
+
+
+def test_the_parameters_gradient_is_autograds_in_parts_too():
+    network, x = actor()
+    optimizer = NaturalGradient(network, DiagonalGaussian(), EKFAC(), blocks={"log_std": known_fisher(2.0)})
+    seed = (torch.randn(7, 2).double(), torch.randn(7, 2).double())
+    torch.autograd.backward(list(network(x)), list(seed))
+    wanted = [p.grad.clone() for p in network.parameters()]
+    optimizer.run(x)
+    optimizer.pull_back(seed)
+    for p, grad in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, grad, **EXACT)
+    passes = [optimizer.run(x[:3]), optimizer.run(x[3:])]
+    optimizer.pull_back(seed, passes)
+    for p, grad in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, grad, **EXACT)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+@pytest.mark.parametrize("moving", [None, "0.weight", "2.bias", "4.weight"])
+def test_the_outputs_change_along_a_step_as_forward_mode_says(activation, moving):
+    network = nn.Sequential(nn.Linear(3, 5), activation(), nn.Linear(5, 4), activation(), nn.Linear(4, 2)).double()
+    x = torch.randn(6, 3).double()
+    step = {n: torch.randn_like(p) for n, p in network.named_parameters() if moving in (None, n)}
+    primal = {n: p.detach() for n, p in network.named_parameters() if n in step}
+    _, wanted = jvp(lambda moved: functional_call(network, moved, (x,)), (primal,), (step,))
+    chain = chain_of(network)
+    (found,) = chain.along(chain.run(x).values, step)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    assert float(found.abs().max()) > 1e-3
+
+
+def test_an_expanded_parameter_moves_its_own_output_alone():
+    network, x = actor()
+    chain = chain_of(network)
+    values = chain.run(x).values
+    mean, log_std = chain.along(values, {"log_std": torch.tensor([1.0, 2.0]).double()})
+    assert not mean.any()
+    assert torch.equal(log_std, torch.tensor([1.0, 2.0]).double().expand(7, 2))
+
+
+@pytest.mark.parametrize("combination", [None, LayerCombination()])
+def test_an_optimizer_takes_the_same_steps_with_and_without_the_chain(combination):
+    found = {}
+    for by_chain in (True, False):
+        torch.manual_seed(3)
+        network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+        rule = StepRule(combination, corrections=2, statistics_period=2)
+        optimizer = NaturalGradient(network, ScalarGaussian(), EKFAC(), fisher=ExactFisher(), radius=0.05, rule=rule)
+        if not by_chain:
+            optimizer._chain = None
+        for _ in range(5):
+            x, returns = torch.randn(20, 3).double(), torch.randn(20).double()
+            record = optimizer.run(x)
+            assert (type(record).__name__ == "ChainPass") == by_chain
+            residual = record.outputs[0] - returns
+            optimizer.update_curvature()
+            optimizer.pull_back((residual / 20,))
+            optimizer.step()
+        found[by_chain] = torch.cat([p.detach().flatten() for p in network.parameters()])
+    torch.testing.assert_close(found[True], found[False], rtol=1e-8, atol=1e-10)
+
+
+def test_outputs_kept_from_before_a_step_do_not_follow_the_parameter():
+    network, x = actor()
+    chain = chain_of(network)
+    _, before = chain.run(x).outputs
+    kept = before.clone()
+    with torch.no_grad():
+        network.log_std.add_(1)
+    assert torch.equal(before, kept)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def shared():
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)),
+        nn.Sequential(nn.Linear(3, 3), nn.Dropout()),
+        nn.Sequential(Doubled(3, 3), nn.Tanh()),
+        nn.Sequential(nn.Tanh()),
+        shared(),
+    ],
+    ids=["layer norm", "dropout", "subclass", "no layer", "layer called twice"],
+)
+def test_what_is_more_than_a_chain_is_none(network):
+    assert chain_of(network) is None
+
+
+def test_a_parameter_outside_of_the_chain_makes_it_none():
+    network, _ = actor()
+    network.scale = nn.Parameter(torch.ones(1))
+    assert chain_of(network) is None
+
+
+def test_who_listens_to_a_module_is_heard():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer, heard = NaturalGradient(network, Categorical()), []
+    assert type(optimizer.run(torch.randn(5, 3))).__name__ == "ChainPass"
+    network[0].register_forward_hook(lambda *_: heard.append(1))
+    assert type(optimizer.run(torch.randn(5, 3))).__name__ == "GraphPass"
+    assert heard
+
+
+def test_a_used_pass_is_refused():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = NaturalGradient(network, Categorical())
+    record = optimizer.run(torch.randn(5, 3))
+    optimizer.update_curvature()
+    optimizer.pull_back((torch.randn(5, 2),))
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="used up by a step"):
+        record.pull_back((torch.randn(5, 2),), ["0"], {})
