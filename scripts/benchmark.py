@@ -16,7 +16,7 @@ from scripts import console
 
 _PROG = "python -m scripts.benchmark"
 _ABOUT = {
-    "throughput": "Training steps per second: ours, Stable-Baselines3's A2C and PPO, TRPO, and the bare environments.",
+    "throughput": "Training steps per second, and memory: ours, SB3's A2C and PPO, TRPO, and the bare environments.",
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
 }
@@ -92,10 +92,10 @@ def _measure(name: str, options: Throughput | Update | Engine) -> report.Report:
 
 
 def _check(options: Any) -> None:
-    for name in ("repeats", "steps", "updates"):
-        number = getattr(options, name, 1)
-        if number < 1:
-            raise UsageError(f"--{name} must be at least 1, got {number}")
+    for name in ("repeats", "steps", "updates", "n_envs"):
+        number = getattr(options, name, None)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
 
 
 def _unknown(name: str) -> str:

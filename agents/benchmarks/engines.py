@@ -6,7 +6,7 @@ gradient. Nothing is kept from one call to the next but what the library itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -32,7 +32,7 @@ Tensors = dict[str, Tensor]
 DAMPING = 0.01
 """λ, the shipped configuration's."""
 OURS, ALL_ROWS = "ours", "ours, all rows"
-"""As shipped, where a layer's statistics take 8192 rows at most; and with every row, as the peers do it."""
+"""As shipped, where ``BlockDiagonal`` bounds the rows of a layer's statistics; and with all, as the peers do it."""
 PEERS = {"nngeometry": "nngeometry", "curvlinops": "curvlinops"}
 """Package to import, by name."""
 
@@ -139,7 +139,7 @@ def make(engine: str, problem: Problem, method: Method, exact: bool = False) -> 
         return _Nngeometry(problem, method, exact)
     if engine == "curvlinops":
         return _Curvlinops(problem, method, exact)
-    return _Ours(problem, method, exact, 2**62 if engine == ALL_ROWS else 8192)
+    return _Ours(problem, method, exact, {"max_rows": 2**62} if engine == ALL_ROWS else {})
 
 
 def tell_apart(phases: Phases, engine: str) -> None:
@@ -166,12 +166,12 @@ def tell_apart(phases: Phases, engine: str) -> None:
 class _Ours:
     """Ours; moments and bases go on from call to call, as in training."""
 
-    def __init__(self, problem: Problem, method: Method, exact: bool, max_rows: int) -> None:
+    def __init__(self, problem: Problem, method: Method, exact: bool, options: Mapping[str, Any]) -> None:
         kinds: dict[str, Any] = {"kfac": KFAC, "factored-kfac": FactoredKFAC, "ekfac": EKFAC}
         self._problem = problem
         self._fisher = ExactFisher() if exact else SampledFisher()
         parameters = dict(problem.network.named_parameters())
-        self._curvature = BlockDiagonal(problem.network, parameters, kinds[method](), max_rows=max_rows)
+        self._curvature = BlockDiagonal(problem.network, parameters, kinds[method](), **options)
         self._capture = Capture(problem.network, self._curvature.layers)
         self._generator = torch.Generator().manual_seed(0)
 

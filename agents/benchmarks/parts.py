@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.likelihood import Joint
-from acktr.optimizer import NaturalGradient
+from acktr.optimizer import EAGER_PASSES, NaturalGradient
 from acktr.sb3 import ActorSettings, CriticSettings
 from acktr.sb3.networks import action_likelihood
 from acktr.sb3.rollout import Rollout, policy_loss
@@ -33,19 +34,59 @@ def optimizer_of(agent: Any, part: str) -> NaturalGradient:
     return found
 
 
-def refresh_period(agent: Any, part: str) -> int:
-    """Count the updates after which every refresh has weighed what it weighs in a long run.
+def networks_of(agent: Any) -> tuple[str, ...]:
+    """List the networks that take steps of their own.
+
+    Args:
+        agent: Ours.
+
+    Returns:
+        ``actor`` and ``critic``, or ``joint`` where they share a trunk.
+    """
+    return ("actor", "critic") if hasattr(agent, "critic_optimizer") else ("joint",)
+
+
+def settings_of(agent: Any, part: str) -> ActorSettings | CriticSettings:
+    """Find the settings of a network's steps.
+
+    Args:
+        agent: Ours.
+        part: Which network; on a shared trunk the actor's settings rule.
+
+    Returns:
+        The settings.
+    """
+    found: ActorSettings | CriticSettings = agent.critic if part == "critic" else agent.actor
+    return found
+
+
+def period(agent: Any, part: str) -> int:
+    """Count the updates over which statistics and refreshes weigh what they weigh in a long run.
 
     Args:
         agent: Ours.
         part: Which network.
 
     Returns:
-        Updates; 1 where an update takes whole periods of steps.
+        The fewest updates whose steps are whole periods of both; 1 where a single update's are.
     """
-    settings = _settings(agent, part)
-    steps = settings.n_epochs * settings.n_minibatches
-    return 1 if steps % settings.refresh_period == 0 else settings.refresh_period
+    settings = settings_of(agent, part)
+    steps = _steps_per_refresh(settings)
+    return steps // math.gcd(steps, settings.n_epochs * settings.n_minibatches)
+
+
+def leave_eager_phase(agent: Any, part: str) -> None:
+    """Move an optimizer beyond the first passes, which all update the curvature and are no part of a long run.
+
+    Taking them would cost more than the measurement. The curvature has to be there already: call it after an update.
+
+    Args:
+        agent: Ours.
+        part: Which network.
+    """
+    # The optimizer's own counter; that it rules the statistics is seen by a test that counts them.
+    optimizer, steps = optimizer_of(agent, part), _steps_per_refresh(settings_of(agent, part))
+    optimizer._passes = math.ceil(max(EAGER_PASSES, optimizer._passes) / steps) * steps
 
 
 def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]:
@@ -84,7 +125,7 @@ def rmsprop_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]
     Returns:
         The call.
     """
-    natural, settings = optimizer_of(agent, part), _settings(agent, part)
+    natural, settings = optimizer_of(agent, part), settings_of(agent, part)
     optimizer = torch.optim.RMSprop(natural.parameters.values(), lr=7e-4, alpha=0.99, eps=1e-5)  # A2C's
     generator = torch.Generator().manual_seed(0)
     loss = _objective(agent, part, natural.network)
@@ -136,9 +177,9 @@ class _Charged:
         self._phase.__exit__(*exception)
 
 
-def _settings(agent: Any, part: str) -> ActorSettings | CriticSettings:
-    found: ActorSettings | CriticSettings = agent.critic if part == "critic" else agent.actor
-    return found
+def _steps_per_refresh(settings: ActorSettings | CriticSettings) -> int:
+    # Refreshes count updates of the curvature, and those are a statistics period of steps apart.
+    return settings.statistics_period * settings.refresh_period
 
 
 def _joint(agent: Any, rollout: Rollout) -> Joint:

@@ -1,25 +1,32 @@
-"""Whole training steps per second: ours, the peers, and the bare environments as the bound.
+"""Whole training steps per second, and the memory they take: ours, the peers, and the bare environments as the bound.
 
 A learner is timed over whole rounds of rollout and update, from the beginning of one rollout to the beginning of
-another, so that no update is cut in two and each refresh of our curvature weighs what it weighs in a long run.
+another, so that no update is cut in two and statistics and refreshes of our curvature weigh what they weigh in a long
+run.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 
 import envs
 from agents import build, configfiles
+from agents.benchmarks import memory, parts
+from agents.benchmarks.batches import Batch, batch_of
 from agents.benchmarks.measuring import Timing, clocks, interleave, isolated, ratios, spread
+from agents.benchmarks.memory import Memory
 from agents.benchmarks.report import Report, Table, raw, with_range
-from agents.config import RunConfig
+from agents.config import A2cConfig, RunConfig
 from agents.errors import UsageError
 from agents.loading import set_threads
 
@@ -28,6 +35,7 @@ SUBJECTS = (OURS, "a2c", "ppo", "trpo", BARE)
 """Everything that is measured, in the order of the table."""
 
 _LABELS = {"acktr": "ACKTR (ours)", "a2c": "SB3 A2C", "ppo": "SB3 PPO", "trpo": "sb3-contrib TRPO"}
+_PACKAGES = {"acktr": "agents.natural", "trpo": "sb3_contrib"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,20 @@ class Plan:
     """Rounds; each measures everyone once, in another order."""
     steps: int = 20_000
     """Environment steps per measurement, rounded up to whole rollouts."""
+    n_envs: int | None = None
+    """Environments side by side, for everyone; None takes the shipped configuration's."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process found."""
+
+    timing: Timing
+    """The time of the steps."""
+    memory: Memory | None = None
+    """What the process held; None where the kernel does not tell."""
+    batch: Batch | None = None
+    """What the learner learnt from; None for the bare environments."""
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Report:
@@ -56,13 +78,13 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     envs.make(plan.env, 1, seed=0).close()  # a mistake in the id should not cost a measurement
     subjects, notes = _available()
 
-    def measure_once(subject: str, number: int) -> Timing:
-        return isolated(measure, plan.env, subject, plan.steps, number)
+    def measure_once(subject: str, number: int) -> Measured:
+        return isolated(measure, plan.env, subject, plan.steps, number, plan.n_envs)
 
     return summarise(plan, interleave(subjects, plan.repeats, measure_once, tell), notes)
 
 
-def measure(env_id: str, subject: str, steps: int, seed: int) -> Timing:
+def measure(env_id: str, subject: str, steps: int, seed: int, n_envs: int | None = None) -> Measured:
     """Measure one subject in this process.
 
     Args:
@@ -70,17 +92,27 @@ def measure(env_id: str, subject: str, steps: int, seed: int) -> Timing:
         subject: One of ``SUBJECTS``.
         steps: Environment steps at least.
         seed: Of environments and networks.
+        n_envs: Environments side by side; None takes the shipped configuration's.
 
     Returns:
-        The time, per environment step.
+        Time per environment step, and memory.
     """
     config = replace(configfiles.shipped(env_id), seed=seed)
+    if n_envs is not None:
+        config = replace(config, env=replace(config.env, n_envs=n_envs))
     set_threads(config)
-    return _bare(config, steps) if subject == BARE else _learner(learner_config(config, subject), steps)
+    # Imported here so that they count as imports, although only their own learner asks for them.
+    import_module(_PACKAGES.get(subject, "stable_baselines3"))
+    imports = memory.resident()
+    found = Measured(_bare(config, steps)) if subject == BARE else _learner(learner_config(config, subject), steps)
+    return replace(found, memory=memory.since_imports(imports))
 
 
 def learner_config(config: RunConfig, algorithm: Any) -> RunConfig:
     """Choose who learns; environments and networks stay.
+
+    A2C takes Stable-Baselines3's defaults, whatever the configuration makes of it; PPO and TRPO keep the rollouts and
+    the numbers of minibatches of the configuration.
 
     Args:
         config: The shipped configuration.
@@ -90,48 +122,87 @@ def learner_config(config: RunConfig, algorithm: Any) -> RunConfig:
         The configuration, without our cold start, whose first cheap updates are no part of a long run.
     """
     actor = replace(config.acktr.actor, cold_start=0)
-    return replace(config, algorithm=algorithm, acktr=replace(config.acktr, actor=actor))
+    acktr = replace(config.acktr, actor=actor)
+    return replace(config, algorithm=algorithm, acktr=acktr, a2c=_sb3_defaults(config.a2c))
 
 
-def window(config: RunConfig, steps: int) -> int:
+def window(agent: Any, steps: int) -> int:
     """Round a number of steps up to whole periods of a learner.
 
     Args:
-        config: Who learns.
+        agent: Who learns.
         steps: Environment steps at least.
 
     Returns:
-        The smallest multiple of its rollouts (for ACKTR of those from one refresh of the bases to the next).
+        The smallest multiple of its rollouts (for ACKTR of as many as hold whole periods of statistics and refreshes,
+        of actor and critic alike).
     """
-    period = config.env.n_envs * config.learner.n_steps
-    if config.algorithm == OURS:
-        period *= config.acktr.actor.refresh_period
+    updates = [parts.period(agent, part) for part in _natural(agent)]
+    period: int = agent.n_envs * agent.n_steps * math.lcm(*updates)
     return math.ceil(steps / period) * period
 
 
-def summarise(plan: Plan, found: Mapping[str, Sequence[Timing]], notes: Sequence[str] = ()) -> Report:
-    """Turn timings into a report.
+def summarise(plan: Plan, found: Mapping[str, Sequence[Measured]], notes: Sequence[str] = ()) -> Report:
+    """Turn measurements into a report.
 
     Args:
         plan: What was measured.
-        found: The timings of each subject, one per round.
+        found: The measurements of each subject, one per round.
         notes: What else the reader must know.
 
     Returns:
-        Medians of the rates, and our rate over each peer's round by round.
+        Medians of rates and peak memory, ours over each peer's round by round, and what each learnt from.
     """
-    rows, results = [], {}
-    for subject, timings in found.items():
-        rates = {clock: [t.rate(clock) for t in timings] for clock in ("wall", "cpu")}
-        ours = {clock: [t.rate(clock) for t in found[OURS]] for clock in ("wall", "cpu")}
-        against = {clock: ratios(ours[clock], rates[clock]) for clock in rates}
-        speed = {clock: spread(values) for clock, values in rates.items()}
-        cells = [_LABELS.get(subject, subject), *(with_range(speed[clock], 0) for clock in speed)]
-        rows.append([*cells, *("" if subject == OURS else with_range(against[clock]) for clock in against)])
-        results[subject] = {"steps_per_second": speed, "ours_over_this": against, "rounds": raw(timings)}
-    columns = ["", "steps/s", "steps/CPU-s", "ours ÷ this", "ours ÷ this, CPU"]
-    title = f"Training steps per second on {plan.env}: median [range] of {plan.repeats}"
-    return Report("throughput", vars(plan), [Table(title, columns, rows)], results, notes)
+    results = {subject: _result(measured, found[OURS]) for subject, measured in found.items()}
+    rows = [_row(subject, result) for subject, result in results.items()]
+    clocks_columns = ["", "steps/s", "steps/CPU-s", "ours ÷ this", "ours ÷ this, CPU"]
+    columns = [*clocks_columns, "peak MiB", "of it imports", "ours ÷ this, MiB"]
+    where = plan.env if plan.n_envs is None else f"{plan.n_envs} × {plan.env}"
+    title = f"Training steps per second and resident memory on {where}: median [range] of {plan.repeats}"
+    batches = [f"{_LABELS[s]}: {r['batch']}" for s, r in results.items() if r["batch"] is not None]
+    return Report("throughput", vars(plan), [Table(title, columns, rows)], results, [*batches, *notes])
+
+
+def _result(measured: Sequence[Measured], ours: Sequence[Measured]) -> dict[str, Any]:
+    rates = {clock: [m.timing.rate(clock) for m in measured] for clock in ("wall", "cpu")}
+    against = {clock: ratios([m.timing.rate(clock) for m in ours], rates[clock]) for clock in rates}
+    result: dict[str, Any] = {
+        "steps_per_second": {clock: spread(values) for clock, values in rates.items()},
+        "ours_over_this": against,
+        "batch": measured[0].batch,
+    }
+    held, ours_held = ([m.memory for m in side if m.memory is not None] for side in (measured, ours))
+    if len(held) == len(ours_held) == len(measured):
+        peaks = [memory.peak for memory in held]
+        result["memory_mib"] = {"peak": spread(peaks), "imports": spread([memory.imports for memory in held])}
+        against["memory"] = ratios([memory.peak for memory in ours_held], peaks)
+    rounds = zip(raw([m.timing for m in measured]), measured, strict=True)
+    return {**result, "rounds": [{**timing, "memory_mib": m.memory} for timing, m in rounds]}
+
+
+def _row(subject: str, result: Mapping[str, Any]) -> list[str]:
+    against = {} if subject == OURS else result["ours_over_this"]
+    speed, held = result["steps_per_second"], result.get("memory_mib", {})
+    compared = {clock: with_range(found) for clock, found in against.items()}
+    sizes = {kind: with_range(found, 0) for kind, found in held.items()}
+    return [
+        _LABELS.get(subject, subject),
+        *(with_range(found, 0) for found in speed.values()),
+        *(compared.get(clock, "") for clock in speed),
+        *(sizes.get(kind, "") for kind in ("peak", "imports")),
+        compared.get("memory", ""),
+    ]
+
+
+def _natural(agent: Any) -> tuple[str, ...]:
+    # Only ours has optimizers with statistics and refreshes.
+    return parts.networks_of(agent) if hasattr(agent, "actor_optimizer") else ()
+
+
+def _sb3_defaults(config: A2cConfig) -> A2cConfig:
+    signature = inspect.signature(A2C).parameters
+    defaults = {f.name: signature[f.name].default for f in fields(config) if f.name in signature}
+    return replace(config, **defaults, learning_rate_decay="constant")
 
 
 def _available() -> tuple[list[str], list[str]]:
@@ -143,17 +214,18 @@ def _available() -> tuple[list[str], list[str]]:
 
 
 class _Window(BaseCallback):
-    """Times whole rounds of rollout and update, then stops."""
+    """Times whole rounds of rollout and update after the first, then stops."""
 
-    def __init__(self, warm_up: int, steps: int) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
         self.timing: Timing | None = None
-        self._warm_up, self._steps = warm_up, steps
-        self._first, self._began = -1, (0.0, 0.0)
+        self._steps, self._first, self._began = steps, -1, (0.0, 0.0)
 
     def _on_rollout_start(self) -> None:
         now, done = clocks(), self.model.num_timesteps
-        if self._first < 0 and done >= self._warm_up:
+        if self._first < 0 and done > 0:
+            for part in _natural(self.model):
+                parts.leave_eager_phase(self.model, part)
             self._first, self._began = done, clocks()
         elif self._first >= 0 and done - self._first >= self._steps:
             self.timing = Timing(now[0] - self._began[0], now[1] - self._began[1], done - self._first)
@@ -162,19 +234,20 @@ class _Window(BaseCallback):
         return self.timing is None
 
 
-def _learner(config: RunConfig, steps: int) -> Timing:
-    warm_up, steps = config.env.n_envs * config.learner.n_steps, window(config, steps)
+def _learner(config: RunConfig, steps: int) -> Measured:
     env = build.make_training_env(config, config.seed)
     try:
-        measured = _Window(warm_up, steps)
+        agent = build.make_agent(config, env)
+        steps = window(agent, steps)
+        measured = _Window(steps)
         # The length of a real run, so that schedules stand where they stand at its beginning.
-        length = max(config.total_timesteps, 2 * (warm_up + steps))
-        build.make_agent(config, env).learn(length, measured)
+        length = max(config.total_timesteps, 2 * (agent.n_envs * agent.n_steps + steps))
+        agent.learn(length, measured)
     finally:
         env.close()
     if measured.timing is None:
         raise UsageError(f"{config.algorithm} ended before {steps} steps were measured; give fewer --steps")
-    return measured.timing
+    return Measured(measured.timing, batch=batch_of(config.algorithm, agent))
 
 
 def _bare(config: RunConfig, steps: int) -> Timing:

@@ -65,7 +65,7 @@ class Plan:
     repeats: int = 5
     """Rounds; each measures everyone once, in another order."""
     updates: int = 10
-    """Updates per measurement, rounded up to whole periods of refresh."""
+    """Updates per measurement, rounded up to whole periods of statistics and refreshes."""
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Report:
@@ -107,13 +107,12 @@ def measure(case: Case, part: str, who: str, updates: int, seed: int) -> Timing:
     set_threads(config)
     agent = make_agent(config, case)
     rollout = make_rollout(agent, config)
-    period = parts.refresh_period(agent, part)
+    period = parts.period(agent, part)
     times = math.ceil(updates / period) * period
     step = parts.natural_steps(agent, rollout, part) if who == OURS else parts.rmsprop_steps(agent, rollout, part)
     step()  # the first update also decomposes what later ones refresh; it is not timed
     if who == OURS:
-        for _ in range(period - 1):
-            step()
+        parts.leave_eager_phase(agent, part)
     whole = timed(step, times)
     return replace(whole, phases=_phases(agent, part, step, times)) if who == OURS else whole
 

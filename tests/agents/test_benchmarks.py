@@ -1,6 +1,7 @@
+import inspect
 import json
+import resource
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
+from acktr.curvature import BlockDiagonal
 from agents import configfiles
-from agents.benchmarks import engine, engines, measuring, parts, report, throughput, update
+from agents.benchmarks import engine, engines, measuring, memory, report
 from agents.benchmarks.measuring import Phases, Timing, interleave, isolated, ratios, spread
 from agents.errors import UsageError
 
@@ -118,111 +119,41 @@ def test_output_must_be_a_folder(tmp_path: Path) -> None:
         report.check_folder(tmp_path / "file" / "b")
 
 
-# ---------------------------------------------------------------------------------------------------- throughput
+# ---------------------------------------------------------------------------------------------------- memory
+
+MIB = 2**20
 
 
-def test_throughput_compares_rates() -> None:
-    ours = [Timing(1.0, 2.0, 100.0), Timing(2.0, 2.0, 100.0), Timing(4.0, 2.0, 100.0)]  # 100, 50, 25 steps/s
-    peer = [Timing(2.0, 1.0, 100.0), Timing(2.0, 1.0, 100.0), Timing(2.0, 1.0, 100.0)]  # 50, 50, 50 steps/s
-    found = throughput.summarise(throughput.Plan("X-v0", 3, 100), {"acktr": ours, "ppo": peer})
-    result = found.results["ppo"]
-    assert result["ours_over_this"] == {"wall": spread([2.0, 1.0, 0.5]), "cpu": spread([0.5] * 3)}
-    assert result["steps_per_second"] == {"wall": spread([50.0]), "cpu": spread([100.0])}
-    assert [row[:2] for row in found.tables[0].rows] == [["ACKTR (ours)", "50 [25–100]"], ["SB3 PPO", "50 [50–50]"]]
-    assert found.tables[0].rows[1][3:] == ["1.00 [0.50–2.00]", "0.50 [0.50–0.50]"]
+def allocate(mib: int) -> tuple[float, float, float, float]:
+    before, start = memory.peak(), memory.resident()
+    held = np.ones(mib * MIB, dtype=np.uint8)
+    del held
+    found = memory.since_imports(start)
+    assert before is not None and start is not None and found is not None
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return before, found.imports, found.peak, inherited
 
 
-def test_the_window_holds_whole_periods() -> None:
-    atari = configfiles.shipped("ALE/Pong-v5")
-    period = 32 * 20 * atari.acktr.actor.refresh_period
-    assert throughput.window(atari, 1) == period
-    assert throughput.window(atari, period + 1) == 2 * period
-    assert throughput.window(replace(atari, algorithm="ppo"), 1) == 32 * atari.ppo.n_steps
-    assert throughput.learner_config(atari, "acktr").acktr.actor.cold_start == 0
+def test_memory_is_that_of_the_process_alone() -> None:
+    held = np.ones(1000 * MIB, dtype=np.uint8)  # far more than the measuring process holds
+    before, imports, peak, inherited = isolated(allocate, 200)
+    assert before < held.nbytes / MIB - 300, "a process begins without the memory of the one that started it"
+    assert inherited > held.nbytes / MIB, "which the obvious number does not, or there would be no need for ours"
+    assert 195 < peak - imports < 260, "what was given back still counts"
 
 
-@pytest.mark.parametrize("subject", ["a2c", "trpo", throughput.BARE])
-def test_a_learner_is_timed_over_whole_rollouts(subject: str) -> None:
-    timing = throughput.measure("CartPole-v1", subject, 50, 0)
-    n_steps = {"a2c": 5, "trpo": 128, throughput.BARE: 1}[subject]
-    rollout = 8 * n_steps
-    assert timing.work == -(-50 // rollout) * rollout
-    assert timing.wall > 0
-
-
-# ---------------------------------------------------------------------------------------------------- update
-
-SMALL = {
-    "mlp": update.Case("HalfCheetah-v5", spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), ("actor", "critic")),
-    "atari": update.Case("ALE/Pong-v5", spaces.Box(0, 255, (1, 36, 36), np.uint8), spaces.Discrete(3), ("joint",)),
-}
-
-
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = configfiles.shipped
-
-    def few(env_id: str) -> Any:
-        config = shipped(env_id)
-        acktr = replace(config.acktr, n_steps=8, critic=replace(config.acktr.critic, n_epochs=2))
-        return replace(config, env=replace(config.env, n_envs=4), torch_threads=1, acktr=acktr)
-
-    monkeypatch.setattr(configfiles, "shipped", few)
-
-
-@pytest.mark.parametrize(("name", "part"), [("mlp", "actor"), ("mlp", "critic"), ("atari", "joint")])
-def test_every_phase_of_an_update_takes_time(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
-    timing = update.measure(SMALL[name], part, update.OURS, 1, 0)
-    assert timing.work == {"actor": 1, "critic": 1, "joint": 10}[part], "whole periods of refresh"
-    assert set(timing.phases) == set(update.PHASES)
-    assert all(wall > 0 for wall, _ in timing.phases.values())
-    peer = update.measure(SMALL[name], part, update.PEER, 1, 0)
-    assert peer.work == timing.work
-    assert not peer.phases
-
-
-@pytest.mark.parametrize(("name", "part"), [("mlp", "actor"), ("mlp", "critic"), ("atari", "joint")])
-def test_both_sides_of_an_update_learn_on_the_same_batches(
-    name: str, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small(monkeypatch)
-    config = configfiles.shipped(SMALL[name].env_id)
-    agent = update.make_agent(config, SMALL[name])
-    rollout = update.make_rollout(agent, config)
-    assert len(rollout) == 32
-    network = parts.optimizer_of(agent, part).network
-    seen: list[int] = []
-    network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    before = [p.clone() for p in network.parameters()]
-    parts.rmsprop_steps(agent, rollout, part)()
-    assert seen == ([8] * 8 if part == "critic" else [32]), "one pass per gradient step"
-    assert any(not torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
-    before = [p.clone() for p in network.parameters()]
-    parts.natural_steps(agent, rollout, part)()
-    assert any(not torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
-
-
-def test_updates_are_compared() -> None:
-    phases = dict.fromkeys(update.PHASES, (1.0, 2.0))
-    found = update.summarise(
-        update.Plan("mlp", 2, 4),
-        {
-            "ACKTR, actor": [Timing(4.0, 8.0, 4.0, phases), Timing(8.0, 8.0, 4.0, phases)],
-            "RMSprop, actor": [Timing(1.0, 4.0, 4.0), Timing(1.0, 4.0, 4.0)],
-            "ACKTR, critic": [Timing(8.0, 8.0, 2.0, phases), Timing(8.0, 8.0, 2.0, phases)],
-            "RMSprop, critic": [Timing(2.0, 2.0, 2.0), Timing(2.0, 2.0, 2.0)],
-        },
-    )
-    against = {name: result["acktr_over_rmsprop"]["wall"] for name, result in found.results.items()}
-    assert against["64-64 actor"] == spread([4.0, 8.0])
-    assert against["64-64 critic"] == spread([4.0, 4.0])
-    # (1 + 4) / (0.25 + 1) and (2 + 4) / (0.25 + 1) seconds an update
-    assert against["64-64 actor and critic"] == spread([4.0, 4.8])
-    assert found.tables[1].rows[0] == ["64-64 actor", *["500.00 (17%)"] * 6]
+def test_systems_without_the_kernels_numbers_are_told_apart(tmp_path: Path) -> None:
+    assert memory._read("VmRSS", tmp_path / "none") is None
+    table = tmp_path / "status"
+    table.write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
+    assert (memory._read("VmHWM", table), memory._read("VmRSS", table)) == (2.0, 1.0)
+    assert memory._read("VmNone", table) is None
+    assert memory.since_imports(None) is None
 
 
 # ---------------------------------------------------------------------------------------------------- engine
 
+OURS = (engines.OURS, engines.ALL_ROWS)
 PRESENT = [peer for peer in engines.PEERS if engines.installed(peer)]  # they come with an extra that tests do not need
 EVERYONE = [(who, method) for who in ("ours", engines.ALL_ROWS, *PRESENT) for method in engines.methods_of(who)]
 
@@ -241,6 +172,15 @@ def test_everyone_finds_our_matrices(who: str, method: Any) -> None:
     assert found["scale"] == pytest.approx(1, abs=1e-4)
     assert found["product"] < 1e-3
     assert found["solve"] < 1e-3
+
+
+def test_ours_bounds_the_rows_as_the_library_does() -> None:
+    default = inspect.signature(BlockDiagonal).parameters["max_rows"].default
+    rows = {who: engines.make(who, engines.mlp(0, 8, 8), "ekfac")._curvature.max_rows for who in OURS}
+    assert rows[engines.OURS] == default
+    assert rows[engines.ALL_ROWS] > 10**12
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert f"at most {default} rows per layer" in " ".join(text.split())
 
 
 def test_a_different_method_is_seen_as_different(monkeypatch: pytest.MonkeyPatch) -> None:

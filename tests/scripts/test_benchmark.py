@@ -13,6 +13,10 @@ MISTAKES = {
     "throughputs": ["'throughputs'", "throughput?"],
     "throughput --repeats 0": ["--repeats", "0"],
     "throughput --steps -1": ["--steps", "-1"],
+    "throughput --n-envs 0": ["--n-envs", "0"],
+    "throughput --n-envs -4": ["--n-envs", "-4"],
+    "throughput --n-envs 2.5": ["--n-envs", "2.5"],
+    "throughput --n-env 2": ["--n-env", "--n-envs?"],
     "throughput --env Nope-v0": ["Nope-v0"],
     "throughput --envs CartPole-v1": ["--envs", "--env?"],
     "update --updates 0": ["--updates", "0"],
@@ -61,13 +65,23 @@ def test_throughput_in_processes_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(throughput, "_available", lambda: (["acktr", "a2c", throughput.BARE], ["a note"]))
-    flags = ["--env", "CartPole-v1", "--steps", "64"]
+    flags = ["--env", "CartPole-v1", "--steps", "64", "--n-envs", "2"]
     out, data = measured("throughput", *flags, folder=tmp_path, capsys=capsys)
     assert all(text in out for text in ("ACKTR (ours)", "SB3 A2C", "environments alone", "ours ÷ this", "a note"))
     for result in data["results"].values():
         assert result["steps_per_second"]["wall"]["median"] > 0
         assert result["rounds"][0]["work"] >= 64
+        assert 0 < result["memory_mib"]["imports"]["median"] < result["memory_mib"]["peak"]["median"]
+        assert result["rounds"][0]["memory_mib"]["peak"] == result["memory_mib"]["peak"]["median"]
     assert data["results"]["acktr"]["ours_over_this"]["cpu"]["median"] == 1
+    assert data["results"]["acktr"]["ours_over_this"]["memory"]["median"] == 1
+    assert data["settings"]["n_envs"] == 2
+    assert data["results"]["a2c"]["batch"] == {
+        "n_envs": 2,
+        "n_steps": 5,
+        "passes": {"joint": {"epochs": 1, "minibatch": 10}},
+    }
+    assert "SB3 A2C: 2 × 5 = 10 transitions; joint 1 epoch in minibatches of 10" in data["notes"]
 
 
 def inline(function: Any, *arguments: Any, **options: Any) -> Any:
