@@ -21,23 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Capture, Pass
-from acktr.chain import Chain, ChainPass
+from acktr.chain import Chain
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
-from acktr.likelihood import Likelihood, Outputs
+from acktr.likelihood import Likelihood, Outputs, outputs_of
+from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import size_of, take_rows
-from acktr.trust_region import BlockMetric, corrected_scale, trust_region_scale
+from acktr.trust_region import BlockMetric
 
 MAX_SKIPS = 10
 """Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
-TOLERANCE = 1.1
-"""Measured KL within this factor of the radius needs no correction."""
 EAGER_PASSES = 50
 """First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
-OVERSHOOT = 1.5
-"""Measured KL beyond this factor of the radius is corrected however many passes it takes."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -91,10 +88,9 @@ class NaturalGradient(torch.optim.Optimizer):
         self.fisher = fisher or SampledFisher()
         self.rule = rule or StepRule()
         self.curvature = BlockDiagonal(network, self.parameters, curvature or EKFAC(), blocks)
-        self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         self.skipped = 0
         self._leaves = list(self.parameters.values())
-        self._ratio = 1.0
+        self._search = Search(self._outputs, self._leaves)
         self._skipped_in_a_row = self._passes = self._updates = self._steps = 0
         self._capture = Capture(network, self.curvature.layers)
         self._chain = Chain.of(network, self.parameters)
@@ -128,6 +124,11 @@ class NaturalGradient(torch.optim.Optimizer):
             The context.
         """
         return self._capture.recording(self.statistics_due)
+
+    @property
+    def report(self) -> StepReport:
+        """What the last step did."""
+        return self._search.report
 
     @property
     def statistics_due(self) -> bool:
@@ -246,7 +247,8 @@ class NaturalGradient(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradient = self._gradient()
-        part = self._capture.last.part(self.rule.examples, self._generator)
+        record = self._capture.last
+        part = record.part(self.rule.examples, self._generator)
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
@@ -258,7 +260,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if _all_finite(gradient.values()) else "the gradient")
             return loss
-        self._move(descent, part)
+        self._move(descent, record)
         self._steps += 1
         return loss
 
@@ -311,26 +313,23 @@ class NaturalGradient(torch.optim.Optimizer):
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
 
-    def _move(self, descent: Descent, part: Pass) -> None:
-        """How far: scale, apply, measure, correct."""
-        group, direction = self.param_groups[0], [descent.tensors[name] for name in self.parameters]
-        scale = trust_region_scale(descent.quadratic * self._ratio, group["radius"], group["lr"])
-        if self._measures(scale):
-            scale, measured = self._correct(direction, scale, part)
-            predicted = 0.5 * scale**2 * descent.quadratic
-            self._ratio = _ratio(measured, predicted)
+    def _move(self, descent: Descent, record: Pass) -> None:
+        """How far."""
+        group, rule, search = self.param_groups[0], self.rule, self._search
+        bounds = Bounds(group["radius"], group["lr"])
+        if not rule.corrections or bounds.radius == math.inf:
+            search.move(descent, bounds)
+        elif self._steps < EAGER_PASSES or self._steps % rule.measure_period == 0:
+            search.move_measured(descent, bounds, record, self.likelihood, rule.corrections)
         else:
-            measured = float("nan")
-            torch._foreach_add_(self._leaves, direction, alpha=scale)
-        half = 0.5 * scale**2
-        self.report = StepReport(scale, half * descent.quadratic, half * descent.block, measured)
+            search.move(descent, bounds)
         self._skipped_in_a_row = 0
-        self._remember(descent.tensors, scale)
+        self._remember(descent.tensors, search.report.scale)
 
-    def _measures(self, scale: float) -> bool:
-        """Whether this step's KL is measured: if it is its turn, it moves, and there is a radius to meet."""
-        turn = self._steps < EAGER_PASSES or self._steps % self.rule.measure_period == 0
-        return turn and self.rule.corrections > 0 and scale > 0 and self.param_groups[0]["radius"] < math.inf
+    def _outputs(self, args: tuple[Any, ...]) -> Outputs:
+        if self._chain is not None and self._chain.takes(args):
+            return self._chain.outputs(*args)
+        return outputs_of(self.network(*args))
 
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""
@@ -340,33 +339,10 @@ class NaturalGradient(torch.optim.Optimizer):
             if self.rule.combination is not None and self.rule.combination.previous_step:
                 self.state[p]["previous_step"] = scale * direction[name]
 
-    def _correct(self, direction: list[Tensor], scale: float, part: Pass) -> tuple[float, float]:
-        """Place the step, and place it anew as long as its measured KL misses the radius."""
-        radius, max_scale = self.param_groups[0]["radius"], self.param_groups[0]["lr"]
-        start = [p.clone() for p in self._leaves]
-        measured = self._place(start, direction, scale, part)
-        for attempt in range(self.rule.corrections + 20):
-            too_far = not measured <= radius * (TOLERANCE if attempt < self.rule.corrections else OVERSHOOT)
-            too_near = measured < radius / TOLERANCE and scale < max_scale and attempt < self.rule.corrections
-            if not too_far and not too_near:
-                break
-            scale = corrected_scale(scale, measured, radius, max_scale)
-            measured = self._place(start, direction, scale, part)
-        return scale, measured
-
-    def _place(self, start: list[Tensor], direction: list[Tensor], scale: float, part: Pass) -> float:
-        """Move the parameters, and measure how far the outputs went."""
-        torch._foreach_copy_(self._leaves, torch._foreach_add(start, direction, alpha=scale))
-        if isinstance(part, ChainPass) and part.chain is not None:
-            return float(self.likelihood.distance(part.outputs, part.chain.outputs(*part.args)))
-        new = self.network(*part.args)
-        new = (new,) if isinstance(new, Tensor) else tuple(new)
-        return float(self.likelihood.distance(part.outputs, new))
-
     def _skip(self, where: str) -> None:
         self.skipped += 1
         self._skipped_in_a_row += 1
-        self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
+        self._search.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         if self._skipped_in_a_row >= MAX_SKIPS:
             raise FloatingPointError(
                 f"{where} was not finite {MAX_SKIPS} times in a row; the parameters are those of the last good step: "
@@ -378,7 +354,7 @@ class NaturalGradient(torch.optim.Optimizer):
         natural = {
             "curvature": self.curvature.state_dict(),
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
-            "ratio": self._ratio,
+            "ratio": self._search.ratio,
             "generator": self._generator.get_state(),
         }
         return super().state_dict() | {"natural": natural}
@@ -395,7 +371,7 @@ class NaturalGradient(torch.optim.Optimizer):
         *passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         # Before statistics had a period every pass was an update, and was not counted apart.
         self._passes = passes[0] if passes else self._updates
-        self._ratio = natural.get("ratio", 1.0)
+        self._search.ratio = natural.get("ratio", 1.0)
         self._generator.set_state(natural["generator"].cpu())
 
 
@@ -413,12 +389,6 @@ def _check(**values: float) -> None:
 
 def _negative(tensors: Tensors) -> Tensors:
     return dict(zip(tensors, torch._foreach_neg(list(tensors.values())), strict=True))
-
-
-def _ratio(measured: float, predicted: float) -> float:
-    """Measured over predicted KL; 1 where they tell nothing, so that no broken step outlives itself."""
-    ratio = measured / predicted if predicted > 0 else 1.0
-    return ratio if 0 < ratio < math.inf else 1.0
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

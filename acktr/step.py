@@ -24,7 +24,7 @@ class StepRule:
     """Steps between two that measure their KL, after the first `EAGER_PASSES`, which all do; the steps between go by
     the last ratio of measured to predicted KL."""
     examples: int | None = None
-    """Examples of the recorded batch, drawn anew each step, in the exact forms and measured KLs; None for all."""
+    """Examples of the recorded batch in the exact forms; None for all. KLs are measured on all: the rare ones count."""
     statistics_period: int = 1
     """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
     refresh_period: int = 1

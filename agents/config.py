@@ -118,7 +118,7 @@ class ActorConfig:
     curvature_examples: int | None
     """Examples of a batch from which the curvature is taken; None takes all."""
     exact_examples: int | None
-    """Examples of a batch, drawn anew each step, in exact forms and measured KLs; None takes all."""
+    """Examples of a batch in the exact forms; None takes all."""
     measure_period: int
     """Steps between two that measure how far they went, after the first fifty, which all do."""
     statistics_period: int
@@ -164,7 +164,7 @@ class CriticConfig:
     corrections: int
     """Forward passes that may rescale a step until its measured change meets the radius."""
     exact_examples: int | None
-    """Examples of a batch in exact forms and measured changes; None takes all."""
+    """Examples of a batch in the exact forms; None takes all."""
     curvature_examples: int | None
     """Examples of a batch from which the curvature is taken; None takes all."""
     measure_period: int

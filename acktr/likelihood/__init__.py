@@ -11,7 +11,7 @@ F_out denotes the Fisher information of the distribution with respect to these o
 written down, a Fisher pass needs no loss graph and no `torch.distributions`, and its scale is never in doubt.
 """
 
-from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood
+from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood, outputs_of
 from acktr.likelihood.categorical import Categorical
 from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
 from acktr.likelihood.joint import Joint
@@ -25,4 +25,5 @@ __all__ = [
     "Part",
     "PolicyLikelihood",
     "ScalarGaussian",
+    "outputs_of",
 ]

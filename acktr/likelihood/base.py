@@ -12,6 +12,18 @@ Outputs = tuple[Tensor, ...]
 """A network's outputs (or targets, or tangents), N examples first."""
 
 
+def outputs_of(returned: Tensor | Outputs) -> Outputs:
+    """What a network returned, as a tuple.
+
+    Args:
+        returned: a tensor, or tensors.
+
+    Returns:
+        The tensors.
+    """
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
+
 class Likelihood(Protocol):
     """A distribution over targets, parameterised by a network's outputs."""
 

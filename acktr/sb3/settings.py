@@ -43,8 +43,7 @@ class ActorSettings:
 
     A part gives the same curvature, averaged over more steps (Martens & Grosse 2015, section 8, take an eighth)."""
     exact_examples: int | None = None
-    """Of these (of all, where this step leaves the curvature alone), examples in exact forms and measured KLs; None for
-    all."""
+    """Of these (of all, where a step leaves the curvature alone), examples in the exact forms; None for all."""
     measure_period: int = 1
     """Steps between two that measure their KL, after the first fifty, which all do."""
     statistics_period: int = 1
@@ -84,7 +83,7 @@ class CriticSettings:
     corrections: int = 1
     """Forward passes that may rescale a step until its measured change meets the radius."""
     exact_examples: int | None = None
-    """Examples of each step in exact forms and measured changes; None for the whole batch."""
+    """Examples of each step in the exact forms; None for the whole batch."""
     curvature_examples: int | None = None
     """Examples of each step from which the curvature is taken; None for the step's whole batch."""
     measure_period: int = 1

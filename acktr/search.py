@@ -1,0 +1,112 @@
+"""How far to go along a descent: scale it, place it, measure it, correct it.
+
+The metric predicts the KL of a step; networks are not quadratic, and blocks do not see each other. What a step really
+measures is therefore looked at now and then, by a forward pass of its own, and the ratio of measured to predicted KL is
+carried on to the predictions that follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.capture import Pass
+from acktr.likelihood import Likelihood, Outputs
+from acktr.step import Descent, StepReport
+from acktr.trust_region import corrected_scale, trust_region_scale
+
+TOLERANCE = 1.1
+"""Measured KL within this factor of the radius needs no correction."""
+OVERSHOOT = 1.5
+"""Measured KL beyond this factor of the radius is corrected however many passes it takes."""
+_MOST_PASSES = 20
+"""Each may shorten the step ten times, so that these reach any scale a float can hold."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far a step may go."""
+
+    radius: float
+    """δ, largest KL in nats."""
+    max_scale: float
+    """η_max, largest multiple of the direction."""
+
+
+class Search:
+    """Moves parameters along descents.
+
+    Args:
+        run: the network's outputs at present.
+        leaves: the trained parameters, in the order of a descent's tensors.
+    """
+
+    def __init__(self, run: Callable[[tuple[Any, ...]], Outputs], leaves: list[nn.Parameter]) -> None:
+        self._run, self._leaves = run, leaves
+        self.ratio = 1.0
+        """Measured over predicted KL of the last step that was measured."""
+        self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
+
+    def move(self, descent: Descent, bounds: Bounds) -> None:
+        """Step by the prediction alone.
+
+        Args:
+            descent: which way.
+            bounds: how far at most.
+        """
+        scale = self._scale(descent, bounds)
+        torch._foreach_add_(self._leaves, list(descent.tensors.values()), alpha=scale)
+        self._tell(descent, scale, float("nan"))
+
+    def move_measured(
+        self, descent: Descent, bounds: Bounds, record: Pass, likelihood: Likelihood, corrections: int
+    ) -> None:
+        """Step, measure at once, and place the step anew as long as it misses the radius.
+
+        Args:
+            descent: which way.
+            bounds: how far at most.
+            record: the pass to measure on, before the step.
+            likelihood: what their outputs mean.
+            corrections: passes that may bring the step nearer to the radius; beyond, only overshoot is corrected.
+        """
+        start, scale = [p.clone() for p in self._leaves], self._scale(descent, bounds)
+        measured = self._place(start, descent, scale, record, likelihood)
+        for attempt in range(corrections + _MOST_PASSES):
+            free = attempt < corrections
+            too_far = not measured <= bounds.radius * (TOLERANCE if free else OVERSHOOT)
+            too_near = free and measured < bounds.radius / TOLERANCE and scale < bounds.max_scale
+            if not too_far and not too_near:
+                break
+            scale = corrected_scale(scale, measured, bounds.radius, bounds.max_scale)
+            measured = self._place(start, descent, scale, record, likelihood)
+        self._learn(descent, scale, measured)
+
+    def _scale(self, descent: Descent, bounds: Bounds) -> float:
+        return trust_region_scale(descent.quadratic * self.ratio, bounds.radius, bounds.max_scale)
+
+    def _learn(self, descent: Descent, scale: float, measured: float) -> None:
+        predicted = 0.5 * scale**2 * descent.quadratic
+        ratio = measured / predicted if predicted > 0 else 1.0
+        # 1 where they tell nothing, so that no broken step outlives itself.
+        self.ratio = ratio if 0 < ratio < math.inf else 1.0
+        self._tell(descent, scale, measured)
+
+    def _tell(self, descent: Descent, scale: float, measured: float) -> None:
+        half = 0.5 * scale**2
+        self.report = StepReport(scale, half * descent.quadratic, half * descent.block, measured)
+
+    def _place(
+        self, start: list[Tensor], descent: Descent, scale: float, record: Pass, likelihood: Likelihood
+    ) -> float:
+        """Move the parameters, and measure how far the outputs went."""
+        self._put(start, descent, scale)
+        return float(likelihood.distance(record.outputs, self._run(record.args)))
+
+    def _put(self, start: list[Tensor], descent: Descent, scale: float) -> None:
+        torch._foreach_copy_(self._leaves, torch._foreach_add(start, list(descent.tensors.values()), alpha=scale))
