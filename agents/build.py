@@ -51,7 +51,7 @@ def normalised(env: VecEnv, config: RunConfig) -> VecEnv:
     observations = wanted.observations and keys != []
     if not (observations or wanted.rewards):
         return env
-    return VecNormalize(
+    return envs.RunningNormaliser(
         env,
         norm_obs=observations,
         norm_reward=wanted.rewards,

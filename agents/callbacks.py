@@ -79,7 +79,7 @@ class EpisodeRecorder(BaseCallback):
         self._table.flush()
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
+        for info in filter(None, self.locals["infos"]):
             episode = info.get("episode")
             if episode is None:
                 continue

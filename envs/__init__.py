@@ -4,6 +4,7 @@ from envs.atari import AtariVecEnv
 from envs.errors import WorldError
 from envs.guard import FiniteGuard
 from envs.make import make
+from envs.normaliser import RunningNormaliser
 from envs.options import AtariOptions, EnvOptions, PixelOptions
 from envs.toy import register_toys
 
@@ -13,6 +14,7 @@ __all__ = [
     "EnvOptions",
     "FiniteGuard",
     "PixelOptions",
+    "RunningNormaliser",
     "WorldError",
     "make",
     "register_toys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class FiniteGuard(VecEnvWrapper):
         self._step += 1
         self._check("reward", rewards)
         self._check_observations(observations)
-        if dones.any():
+        if np.count_nonzero(dones):
             self._check_final_observations(dones, infos)
         return observations, rewards, dones, infos
 
@@ -75,7 +76,8 @@ class FiniteGuard(VecEnvWrapper):
         Raises:
             WorldError: If there is such a row.
         """
-        if values.dtype.kind != "f" or np.isfinite(values).all():
+        # NaN and infinity show in the sum of squares, which one call takes; so does a square too large for the type.
+        if values.dtype.kind != "f" or isfinite(np.vdot(values, values)) or np.isfinite(values).all():
             return
         position = tuple(int(axis) for axis in np.argwhere(~np.isfinite(values))[0])
         entry = f"{name}{list(position[1:]) or ''}"

@@ -128,7 +128,7 @@ class MujocoVecEnv(NativeVecEnv):
         truncated = self._lengths >= self._time_limit
         ended = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if ended.any():
+        if np.count_nonzero(ended):
             self._finish(np.flatnonzero(ended), terminated, infos)
         return self._observations.copy(), rewards.astype(np.float32), ended, infos
 

@@ -12,6 +12,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+import envs
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from agents import build, configfiles
 from agents.config import ActorConfig, CriticConfig, RunConfig
@@ -175,7 +176,7 @@ def test_unsupported_spaces_are_told_in_one_line(observations: Any, actions: Any
 def test_normalisation_follows_the_configuration() -> None:
     run = config("acktr")
     wrapped = build.normalised(still(VECTOR), run)
-    assert isinstance(wrapped, VecNormalize)
+    assert isinstance(wrapped, envs.RunningNormaliser)
     assert (wrapped.norm_obs, wrapped.norm_reward, wrapped.gamma) == (True, True, run.acktr.gamma)
     images = build.normalised(still(IMAGE), run)
     assert isinstance(images, VecNormalize)

@@ -91,3 +91,16 @@ def test_first_observations() -> None:
     venv = FiniteGuard(DummyVecEnv([lambda: Faulty(ZEROS, BOX, INFINITE)]))
     with pytest.raises(WorldError, match="at step 0"):
         venv.reset()
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float64, 1e308), (np.float32, 3e38), (np.float16, 6e4)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_are_numbers(dtype: type, largest: float, sign: int) -> None:
+    space = gym.spaces.Box(-np.inf, np.inf, (2, 2), dtype)
+    sound = np.full((2, 2), sign * largest, dtype)
+    assert steps_survived(FiniteGuard(DummyVecEnv([lambda: Faulty(sound, space, sound)]))) == (30, "")
+    broken = sound.copy()
+    broken[1, 1] = np.nan
+    _, message = steps_survived(FiniteGuard(DummyVecEnv([lambda: Faulty(broken, space, sound)])))
+    assert message.startswith("observation[1, 1] of environment 0 is nan at step 1")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint
-from acktr.sb3.networks import ActorNetwork, CriticNetwork, JointNetwork, reached_parameters, shares_trunk
+from acktr.sb3.networks import ActorNetwork, CriticNetwork, JointNetwork, prepare, reached_parameters, shares_trunk
 from tests.sb3.worlds import BOX, DEVICES, IMAGE, NAMED, PLANE, TINY_CNN, TURNS, TinyCNN, noise, small_agent, vectorised
 
 OWN_CNN = TINY_CNN | {"share_features_extractor": False}
@@ -132,6 +133,23 @@ def test_images_are_scaled_as_sb3_scales_them():
     agent.policy.features_extractor.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     JointNetwork(agent.policy)(torch.full((1, 1, 12, 12), 255, dtype=torch.uint8))
     assert torch.equal(seen[0], torch.ones(1, 1, 12, 12))
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (4, 12, 16)])
+@pytest.mark.parametrize("as_they_come", [True, False])
+def test_images_are_prepared_to_sb3s_numbers(shape, as_they_come):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    policy = small_agent("CnnPolicy", vectorised(noise(space)), policy_kwargs=TINY_CNN).policy
+    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    images = images if as_they_come else images.contiguous(memory_format=torch.channels_last)
+    kept = images.clone()
+    prepared = prepare(policy, images)
+    assert torch.equal(prepared, preprocess_obs(images, space))
+    assert prepared.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, kept)
+    assert prepare(policy, prepared) is prepared
+    policy.normalize_images = False
+    assert torch.equal(prepare(policy, images), images.float())
 
 
 def test_channels_last_images_are_transposed_by_sb3():

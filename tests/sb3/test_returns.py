@@ -8,8 +8,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
+from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import flatten_rollout
 from tests.sb3.worlds import BOX, NAMED, PLANE, TURNS, Ones, collected, noise, small_agent, vectorised
 
@@ -88,6 +90,34 @@ def test_gae_equals_the_sum_written_out(world):
     np.testing.assert_allclose(rollout.returns.numpy(), expected + rollout.values.numpy(), rtol=1e-4, atol=1e-4)
     without = np.concatenate([gae_by_hand(agent, record.steps, index, bootstrap=False) for index in range(2)])
     assert np.allclose(without, expected) == (world == "terminated")
+
+
+def full_buffer(kind: type[RolloutBuffer] = RolloutBuffer, **kwargs: Any) -> tuple[RolloutBuffer, dict[str, Any]]:
+    rng = np.random.default_rng(2)
+    buffer = kind(50, BOX, PLANE, "cpu", n_envs=3, **kwargs)
+    buffer.rewards[:], buffer.values[:] = rng.normal(size=(2, 50, 3)) * 100
+    buffer.episode_starts[:] = rng.random((50, 3)) < 0.1
+    return buffer, {"last_values": torch.randn(3, 1), "ends": np.array([True, False, False])}
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.0), (1.0, 1.0)])
+def test_estimates_are_sb3s_to_the_last_bit(gamma, gae_lambda):
+    buffer, ending = full_buffer(gamma=gamma, gae_lambda=gae_lambda)
+    buffer.compute_returns_and_advantage(ending["last_values"], ending["ends"])
+    expected = [(array.dtype, array.tobytes()) for array in (buffer.advantages, buffer.returns)]
+    buffer.advantages, buffer.returns = np.zeros((2, 50, 3), np.float32)
+    estimate(buffer, **ending)
+    assert [(array.dtype, array.tobytes()) for array in (buffer.advantages, buffer.returns)] == expected
+
+
+def test_a_buffer_with_estimates_of_its_own_is_asked():
+    class Own(RolloutBuffer):
+        def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
+            self.advantages[:] = 7
+
+    buffer, ending = full_buffer(Own)
+    estimate(buffer, **ending)
+    assert (buffer.advantages == 7).all()
 
 
 @pytest.mark.parametrize("action_space", [TURNS, PLANE], ids=["discrete", "box"])
