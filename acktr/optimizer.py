@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -276,39 +277,28 @@ class NaturalGradient(torch.optim.Optimizer):
         """Which way: the descent direction and its forms."""
         group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
-            return self._measured_by_forms(_negative(gradient), part)
-        natural, block = self.curvature.solve_with_form(gradient, group["damping"])
-        descent = _negative(natural)
+            return self._with_momentum(_negative(gradient), part)
+        if combination is None and isinstance(self.rule.metric, BlockMetric):
+            natural, form = self.curvature.solve_with_form(gradient, group["damping"])
+            return self._with_momentum(_negative(natural), part, float(form))
+        descent = _negative(self.curvature.solve(gradient, group["damping"]))
         if combination is None:
-            return self._measured_by_forms(descent, part, block)
+            return self._with_momentum(descent, part)
         pieces = self.curvature.split(descent)
         if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        linearisation = self._linearisation(part)
-        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
-        if group["momentum"]:
-            return self._measured_by_forms(descent, part)
-        return Descent(descent, float(quadratic), float(self.curvature.quadratic(descent)))
+        descent, quadratic = combination.combine(pieces, gradient, group["damping"], self._linearisation(part))
+        return self._with_momentum(descent, part) if group["momentum"] else Descent(descent, float(quadratic))
 
-    def _measured_by_forms(self, tensors: Tensors, part: Pass, block: Tensor | None = None) -> Descent:
-        """The direction with momentum, where there is any, by the rule's metric and by the blocks.
-
-        Args:
-            tensors: the direction.
-            part: the examples of the exact forms.
-            block: its form by the blocks, where it is known.
-
-        Returns:
-            The descent.
-        """
+    def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:
+        """A direction with momentum, where there is any, and its form by the rule's metric unless that is known."""
         momentum = self.param_groups[0]["momentum"]
         if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
             buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
-            tensors, block = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
-        of_blocks = float(self.curvature.quadratic(tensors) if block is None else block)
-        if isinstance(self.rule.metric, BlockMetric):
-            return Descent(tensors, of_blocks, of_blocks)
-        return Descent(tensors, float(self._linearisation(part).quadratic(tensors)), of_blocks)
+            tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
+        if form is None and isinstance(self.rule.metric, BlockMetric):
+            form = float(self.curvature.quadratic(tensors))
+        return Descent(tensors, float(self._linearisation(part).quadratic(tensors)) if form is None else form)
 
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
@@ -323,8 +313,17 @@ class NaturalGradient(torch.optim.Optimizer):
             search.move_measured(descent, bounds, record, self.likelihood, rule.corrections)
         else:
             search.move(descent, bounds)
+        search.report = replace(search.report, kl_block=self._block_kl(descent, search.report))
         self._skipped_in_a_row = 0
         self._remember(descent.tensors, search.report.scale)
+
+    def _block_kl(self, descent: Descent, report: StepReport) -> float:
+        """What the blocks take the step's KL for; a product with the curvature, so only with what was measured."""
+        if isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None:
+            return report.kl_predicted
+        if math.isnan(report.kl_measured):
+            return math.nan
+        return 0.5 * report.scale**2 * float(self.curvature.quadratic(descent.tensors))
 
     def _outputs(self, args: tuple[Any, ...]) -> Outputs:
         if self._chain is not None and self._chain.takes(args):

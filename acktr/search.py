@@ -98,8 +98,7 @@ class Search:
         self._tell(descent, scale, measured)
 
     def _tell(self, descent: Descent, scale: float, measured: float) -> None:
-        half = 0.5 * scale**2
-        self.report = StepReport(scale, half * descent.quadratic, half * descent.block, measured)
+        self.report = StepReport(scale, 0.5 * scale**2 * descent.quadratic, float("nan"), measured)
 
     def _place(
         self, start: list[Tensor], descent: Descent, scale: float, record: Pass, likelihood: Likelihood

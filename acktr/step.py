@@ -55,18 +55,16 @@ class StepReport:
     kl_predicted: float
     """½ η² Δᵀ F Δ by the metric that set the distance, in nats."""
     kl_block: float
-    """The same by the blocks' own approximation."""
+    """The same by the blocks' own approximation; NaN where the step was not measured and they did not predict it."""
     kl_measured: float
     """KL(old ‖ new) on the batch, in nats; NaN where it was not measured."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Which way to step, and how the metrics see it."""
+    """Which way to step, and how far that is."""
 
     tensors: dict[str, Tensor]
     """The direction Δ, one tensor per trained parameter."""
     quadratic: float
     """Δᵀ F Δ by the metric that sets the distance."""
-    block: float
-    """The same by the blocks' own approximation."""

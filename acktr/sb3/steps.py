@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
 from statistics import fmean
@@ -38,15 +38,19 @@ class StepLog:
         self.losses.append(float(loss.detach()))
 
     def means(self) -> dict[str, float]:
-        """Averages over the rollout's steps, by the names they are logged under; of the measured KL where it was."""
-        measured = [r.kl_measured for r in self.reports if not isnan(r.kl_measured)]
+        """Averages over the rollout's steps, by the names they are logged under; NaN where nothing was measured."""
         return {
-            "kl_predicted": fmean(r.kl_predicted for r in self.reports),
-            "kl_block": fmean(r.kl_block for r in self.reports),
-            "kl_measured": fmean(measured) if measured else nan,
+            "kl_predicted": _mean(r.kl_predicted for r in self.reports),
+            "kl_block": _mean(r.kl_block for r in self.reports),
+            "kl_measured": _mean(r.kl_measured for r in self.reports),
             "trust_region_scale": fmean(r.scale for r in self.reports),
             "loss": fmean(self.losses),
         }
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    known = [number for number in numbers if not isnan(number)]
+    return fmean(known) if known else nan
 
 
 def actor_steps(
