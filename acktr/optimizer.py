@@ -239,14 +239,21 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Returns:
             The closure's loss, if there is one.
-
-        Raises:
-            RuntimeError: if there was no `update_curvature` before.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.descend()
+        return loss
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """Take the step, as `step` does, without what torch wraps around that (profiler ranges, step hooks).
+
+        Raises:
+            RuntimeError: if there was no `update_curvature` before.
+        """
         gradient = self._gradient()
         record = self._capture.last
         part = record.part(self.rule.examples, self._generator)
@@ -255,15 +262,14 @@ class NaturalGradient(torch.optim.Optimizer):
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
         if not self.curvature.ready or (self.rule.combination is not None and not _all_finite(gradient.values())):
             self._skip("the gradient")
-            return loss
+            return
         descent = self._descent(gradient, part)
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if _all_finite(gradient.values()) else "the gradient")
-            return loss
+            return
         self._move(descent, record)
         self._steps += 1
-        return loss
 
     def _gradient(self) -> Tensors:
         decay = self.param_groups[0]["weight_decay"]

@@ -123,7 +123,7 @@ def critic_steps(
             optimizer.pull_back((residual / len(residual),), passes)
         loss = 0.5 * residual.square().mean()
         optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
-        optimizer.step()
+        optimizer.descend()
         log.add(optimizer.report, loss)
     return log
 
@@ -203,7 +203,7 @@ def _observe(optimizer: NaturalGradient, batch: Rollout, examples: int | None) -
 def _descend(optimizer: NaturalGradient, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
     """Step against the loss, whose graph begins at the outputs."""
     optimizer.pull_back(torch.autograd.grad(loss, outputs), passes)
-    optimizer.step()
+    optimizer.descend()
     return optimizer.report
 
 

@@ -154,7 +154,7 @@ def tell_apart(phases: Phases, optimizer: NaturalGradient) -> None:
     phases.wrap(optimizer, "recording", "capture + statistics")
     optimizer.recording = recorded  # type: ignore[method-assign]
     phases.wrap(optimizer, "update_curvature", "capture + statistics")
-    phases.wrap(optimizer, "step", "apply")
+    phases.wrap(optimizer, "descend", "apply")
     phases.wrap(optimizer, "_direction", "distance")
     phases.wrap(optimizer, "_correct", "distance")
     phases.wrap(optimizer.curvature, "solve", "solve")
