@@ -296,12 +296,11 @@ class ChainPass(Pass):
             generator: unused.
 
         Returns:
-            Their inputs and every link's output, which can be pulled back too.
+            Their inputs and every link's output, which can be pulled back too; the activations are not gathered.
         """
         rows = self.spread(examples)
         values, outputs = [v[rows] for v in self.values], tuple(o[rows] for o in self.outputs)
-        activations = self.chain.activations(values) if self.chain is not None else {}
-        return ChainPass((values[0],), outputs, activations, self.chain, values)
+        return ChainPass((values[0],), outputs, {}, self.chain, values)
 
     def spread(self, examples: int | None) -> slice:
         """The rows of a part.

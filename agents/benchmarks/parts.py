@@ -146,35 +146,14 @@ def tell_apart(phases: Phases, optimizer: NaturalGradient) -> None:
         phases: The clocks; what no seam claims stays with the phase that is open.
         optimizer: Ours. Its private methods are named here; the tests see every phase take time.
     """
-    recording = optimizer.recording
-
-    def recorded() -> Any:
-        return _Charged(phases, recording())
-
-    phases.wrap(optimizer, "recording", "capture + statistics")
-    optimizer.recording = recorded  # type: ignore[method-assign]
-    phases.wrap(optimizer, "update_curvature", "capture + statistics")
+    phases.wrap(optimizer, "update_curvature", "statistics")
     phases.wrap(optimizer, "descend", "apply")
-    phases.wrap(optimizer, "_direction", "distance")
-    phases.wrap(optimizer, "_correct", "distance")
+    phases.wrap(optimizer, "_descent", "distance")
+    phases.wrap(optimizer, "_move", "distance")
     phases.wrap(optimizer.curvature, "solve", "solve")
+    phases.wrap(optimizer.curvature, "solve_with_form", "solve")
     for member in optimizer.curvature.members:
         phases.wrap(member.block, "refresh", "refresh")
-
-
-class _Charged:
-    """The recording of a pass, with the pass itself charged to the curvature."""
-
-    def __init__(self, phases: Phases, recording: Any) -> None:
-        self._phase, self._recording = phases.phase("capture + statistics"), recording
-
-    def __enter__(self) -> None:
-        self._phase.__enter__()
-        self._recording.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self._recording.__exit__(*exception)
-        self._phase.__exit__(*exception)
 
 
 def _steps_per_refresh(settings: ActorSettings | CriticSettings) -> int:

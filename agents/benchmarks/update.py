@@ -28,7 +28,7 @@ from agents.loading import set_threads
 Choice = Literal["mlp", "atari", "all"]
 """Which networks."""
 
-PHASES = ("capture + statistics", "refresh", "solve", "distance", "apply", "gradient")
+PHASES = ("statistics", "refresh", "solve", "distance", "apply", "gradient")
 """Where an update's time goes: Fisher pass and moments; decompositions; damped inverse times gradient; combination of
 the layers, trust region and measured KL; moving the parameters; and the loss's own passes."""
 

@@ -148,14 +148,14 @@ def collected(agent: ACKTR) -> ACKTR:
 def observed_steps(optimizer: Any) -> list[tuple[float, Any]]:
     """Radius and report of every step the optimizer takes from now on."""
     seen: list[tuple[float, Any]] = []
-    step = optimizer.step
+    step = optimizer.descend
 
     def observed(*args: Any, **kwargs: Any) -> Any:
         out = step(*args, **kwargs)
         seen.append((optimizer.param_groups[0]["radius"], optimizer.report))
         return out
 
-    optimizer.step = observed
+    optimizer.descend = observed
     return seen
 
 
