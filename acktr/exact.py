@@ -117,13 +117,9 @@ class Linearisation:
 
     @staticmethod
     def _gram(part: Part, outputs: Outputs, tangents: Sequence[Outputs]) -> Tensor:
-        size, own = len(tangents), [tangent[part.outputs] for tangent in tangents]
-        gram = torch.zeros(size, size, dtype=torch.float64)
-        for i in range(size):
-            for j in range(i, size):
-                value = part.likelihood.inner(outputs[part.outputs], own[i], own[j]).double().mean()
-                gram[i, j] = gram[j, i] = value
-        return gram
+        columns = [torch.stack(output) for output in zip(*(t[part.outputs] for t in tangents), strict=True)]
+        left, right = tuple(c[:, None] for c in columns), tuple(c[None] for c in columns)
+        return part.likelihood.inner(outputs[part.outputs], left, right).mean(-1, dtype=torch.float64).cpu()
 
     def form(self, coefficients: Tensor, grams: Sequence[Tensor]) -> Tensor:
         """Twice the distance a trust region bounds, to second order: the largest of the parts' in units of their radii.
