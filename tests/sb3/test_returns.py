@@ -100,7 +100,7 @@ def full_buffer(kind: type[RolloutBuffer] = RolloutBuffer, **kwargs: Any) -> tup
     return buffer, {"last_values": torch.randn(3, 1), "ends": np.array([True, False, False])}
 
 
-@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.9, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.998, 0.97), (0.9, 0.0), (1.0, 1.0)])
 def test_estimates_are_sb3s_to_the_last_bit(gamma, gae_lambda):
     buffer, ending = full_buffer(gamma=gamma, gae_lambda=gae_lambda)
     buffer.compute_returns_and_advantage(ending["last_values"], ending["ends"])
