@@ -2,7 +2,8 @@
 
 On small networks the bookkeeping of modules and of autograd costs as much as the arithmetic. Where a network is nothing
 but linear layers and elementwise activations one after the other, its passes are a few matrix products each: forwards,
-backwards from any output gradient to every layer's, and along any step of the parameters.
+backwards from any output gradient to every layer's, and along any step of the parameters. All of it is meant to be
+called where gradients are off.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class _Affine:
         return grads @ self.module.weight  # type: ignore[operator]
 
     def along(self, tangent: Tensor, _inputs: Tensor, _outputs: Tensor) -> Tensor:
-        return tangent @ self.module.weight.mT  # type: ignore[operator,union-attr]
+        return tangent @ self.module.weight.mT  # type: ignore[operator]
 
     def along_and(self, moved: Tensor, tangent: Tensor) -> Tensor:
-        return torch.addmm(moved, tangent, self.module.weight.mT)  # type: ignore[arg-type,union-attr]
+        return torch.addmm(moved, tangent, self.module.weight.mT)  # type: ignore[arg-type]
 
 
 class _Elementwise:
@@ -152,7 +153,6 @@ class Chain:
             for m in self._modules
         )
 
-    @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Outputs:
         """Run the network.
 
@@ -172,7 +172,6 @@ class Chain:
         rows = (p.detach().expand(len(values), -1).clone() for p in self.expanded.values())
         return values, *rows
 
-    @torch.no_grad()
     def run(self, inputs: Tensor) -> ChainPass:
         """Run the network and keep what passes over the same inputs need.
 
@@ -198,7 +197,6 @@ class Chain:
         """
         return {name: v for name, v in zip(self.layers, values, strict=False) if name is not None}
 
-    @torch.no_grad()
     def pull_back(self, values: Sequence[Tensor], seed: Outputs) -> Tensors:
         """Gradients at every layer's output, and of every expanded parameter.
 
@@ -220,7 +218,6 @@ class Chain:
             found[name] = own.sum(0).reshape(parameter.shape)
         return found
 
-    @torch.no_grad()
     def along(self, values: Sequence[Tensor], step: Tensors) -> Outputs:
         """How the outputs change along a step of the parameters.
 
@@ -273,7 +270,6 @@ class ChainPass(Pass):
         found = self.chain.pull_back(self.values, seed)
         return {name: found[name] for name in (*layers, *free)}
 
-    @torch.no_grad()
     def accumulate(self, seed: Outputs, parameters: Mapping[str, nn.Parameter]) -> None:
         """Multiply backwards, and every layer's output gradients with its inputs.
 

@@ -91,13 +91,15 @@ class Linearisation:
             Scalar.
         """
         tangent = self.tangent(step)
-        outputs = cast(Outputs, self._outputs)
+        outputs, parts = cast(Outputs, self._outputs), self._likelihood.parts()
+        if len(parts) == 1:
+            return parts[0].likelihood.inner(outputs, tangent, tangent).mean() / parts[0].radius
         forms = [
             part.likelihood.inner(outputs[part.outputs], tangent[part.outputs], tangent[part.outputs]).mean()
             / part.radius
-            for part in self._likelihood.parts()
+            for part in parts
         ]
-        return torch.stack(forms).max() if len(forms) > 1 else forms[0]
+        return torch.stack(forms).max()
 
     def grams(self, tangents: Sequence[Outputs]) -> list[Tensor]:
         """The matrices of tᵢᵀ F_out tⱼ averaged over examples, one for each part of the likelihood; their sum is PᵀFP.

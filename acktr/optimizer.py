@@ -13,7 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs, outputs_of
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import size_of, take_rows
+from acktr.tree import all_finite, negative, size_of, take_rows
 from acktr.trust_region import BlockMetric
 
 MAX_SKIPS = 10
@@ -136,6 +136,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """Whether the next recorded pass updates the curvature; where not, it may run without gradients."""
         return self._passes < EAGER_PASSES or self._passes % self.rule.statistics_period == 0
 
+    @torch.no_grad()
     def run(self, *args: Any) -> Pass:
         """Run the network and record the call, as `recording` does; the outputs carry no graph.
 
@@ -155,6 +156,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 self.network(*args)
         return self._capture.last
 
+    @torch.no_grad()
     def observe(self, inputs: Any, targets: Outputs | None = None, examples: int | None = None) -> list[Pass]:
         """Run the network on a batch, and update the curvature, if it is due, from some of the examples.
 
@@ -187,6 +189,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.update_curvature(targets and take_rows(targets, slice(cut)))
         return passes
 
+    @torch.no_grad()
     def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:
         """Put the objective's gradient into `.grad`: the recorded call's backward pass.
 
@@ -197,11 +200,14 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         for parameter in self._leaves:
             parameter.grad = None
-        passes = passes or [self._capture.last]
-        pieces = zip(*(grads.split([p.examples for p in passes]) for grads in output_grads), strict=True)
-        for one, seed in zip(passes, pieces, strict=True):
-            one.accumulate(seed, self.parameters)
+        if len(passes) < 2:
+            (passes[0] if passes else self._capture.last).accumulate(output_grads, self.parameters)
+            return
+        sizes = [p.examples for p in passes]
+        for one, *seed in zip(passes, *(torch.split(grads, sizes) for grads in output_grads), strict=True):
+            one.accumulate(tuple(seed), self.parameters)
 
+    @torch.no_grad()
     def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
         """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
 
@@ -220,7 +226,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._passes += 1
         if not due:
             return
-        if not _all_finite(record.outputs):  # no target can be drawn from NaN
+        if not all_finite(record.outputs):  # no target can be drawn from NaN
             self._skip("the network's output")
             return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
@@ -264,13 +270,13 @@ class NaturalGradient(torch.optim.Optimizer):
         self._capture.release()
         if not self.curvature.ready and not self.skipped:
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or (self.rule.combination is not None and not _all_finite(gradient.values())):
+        if not self.curvature.ready or (self.rule.combination is not None and not all_finite(gradient.values())):
             self._skip("the gradient")
             return
         descent = self._descent(gradient, part)
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if not math.isfinite(descent.quadratic):
-            self._skip("the direction" if _all_finite(gradient.values()) else "the gradient")
+            self._skip("the direction" if all_finite(gradient.values()) else "the gradient")
             return
         self._move(descent, record)
         self._steps += 1
@@ -287,11 +293,11 @@ class NaturalGradient(torch.optim.Optimizer):
         """Which way: the descent direction and its forms."""
         group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
-            return self._with_momentum(_negative(gradient), part)
+            return self._with_momentum(negative(gradient), part)
         if combination is None and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, group["damping"])
-            return self._with_momentum(_negative(natural), part, float(form))
-        descent = _negative(self.curvature.solve(gradient, group["damping"]))
+            return self._with_momentum(negative(natural), part, float(form))
+        descent = negative(self.curvature.solve(gradient, group["damping"]))
         if combination is None:
             return self._with_momentum(descent, part)
         pieces = self.curvature.split(descent)
@@ -342,10 +348,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""
-        for name, p in self.parameters.items():
-            if self.param_groups[0]["momentum"]:
+        if self.param_groups[0]["momentum"]:
+            for name, p in self.parameters.items():
                 self.state[p]["momentum_buffer"] = direction[name]
-            if self.rule.combination is not None and self.rule.combination.previous_step:
+        if self.rule.combination is not None and self.rule.combination.previous_step:
+            for name, p in self.parameters.items():
                 self.state[p]["previous_step"] = scale * direction[name]
 
     def _skip(self, where: str) -> None:
@@ -377,10 +384,8 @@ class NaturalGradient(torch.optim.Optimizer):
         natural = state_dict["natural"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
         self.curvature.load_state_dict(natural["curvature"])
-        *passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
-        # Before statistics had a period every pass was an update, and was not counted apart.
-        self._passes = passes[0] if passes else self._updates
-        self._search.ratio = natural.get("ratio", 1.0)
+        self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
+        self._search.ratio = natural["ratio"]
         self._generator.set_state(natural["generator"].cpu())
 
 
@@ -394,11 +399,3 @@ def _check(**values: float) -> None:
     for name in ("lr", "weight_decay"):
         if not 0 <= values[name] < float("inf"):
             raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")
-
-
-def _negative(tensors: Tensors) -> Tensors:
-    return dict(zip(tensors, torch._foreach_neg(list(tensors.values())), strict=True))
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return bool(torch.isfinite(torch.stack([t.sum() for t in tensors])).all())

@@ -8,12 +8,12 @@ carried on to the predictions that follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acktr.capture import Pass
 from acktr.likelihood import Likelihood, Outputs
@@ -46,8 +46,8 @@ class Search:
         leaves: the trained parameters, in the order of a descent's tensors.
     """
 
-    def __init__(self, run: Callable[[tuple[Any, ...]], Outputs], leaves: list[nn.Parameter]) -> None:
-        self._run, self._leaves = run, leaves
+    def __init__(self, run: Callable[[tuple[Any, ...]], Outputs], leaves: Sequence[Tensor]) -> None:
+        self._run, self._leaves = run, list(leaves)
         self.ratio = 1.0
         """Measured over predicted KL of the last step that was measured."""
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +39,31 @@ def take_rows(tree: Any, rows: Tensor | slice) -> Any:
         The same nest with tensors of shape [M, ...].
     """
     return map_tensors(lambda tensor: _rows(tensor, rows), tree)
+
+
+def negative(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Change the sign of named tensors.
+
+    Args:
+        tensors: by name.
+
+    Returns:
+        By name.
+    """
+    return dict(zip(tensors, torch._foreach_neg(list(tensors.values())), strict=True))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Look for NaN and infinity, with one synchronisation for all tensors.
+
+    Args:
+        tensors: of any shapes.
+
+    Returns:
+        Whether there is none; a sum that overflows counts as infinite.
+    """
+    sums = [tensor.sum() for tensor in tensors]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def size_of(tree: Any) -> int:

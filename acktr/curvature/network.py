@@ -15,6 +15,7 @@ from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Statistics
 from acktr.curvature.diagonal import ConstantBlock, ParameterBlock
 from acktr.layers import Layer, as_layer
 from acktr.likelihood import Outputs
+from acktr.tree import all_finite
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class BlockDiagonal:
         grads = [record.pull_back(seed, names, self._free) for seed in seeds]
         statistics = {m.name: self._statistics(m, record, grads, generator) for m in self.members if m.layer}
         free = [grad[name] for grad in grads for name in self._free]
-        if not _finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)] + free):
+        if not all_finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)] + free):
             return False
         for member in self.members:
             self._update_member(member, statistics.get(member.name), grads, record.examples, refresh)
@@ -327,11 +328,6 @@ def _with_random_signs(seed: Outputs, generator: Generator | None) -> Outputs:
     """One sign per example: each example's g gᵀ stays, and examples no longer add up in expectation."""
     signs = torch.randint(0, 2, (len(seed[0]),), device=seed[0].device, generator=generator) * 2 - 1
     return tuple(signs.view(-1, *[1] * (s.dim() - 1)) * s for s in seed)
-
-
-def _finite(tensors: list[Tensor]) -> bool:
-    sums = [t.sum() for t in tensors]
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def known_fisher(fisher: float) -> BlockRule:

@@ -93,7 +93,7 @@ class ActorNetwork(_View):
             return None
         modules = [extractor, self.policy.mlp_extractor.policy_net, self.policy.action_net]
         discrete = isinstance(self.policy.action_space, spaces.Discrete)
-        return Links(modules, () if discrete else (self.policy.log_std,))  # type: ignore[arg-type]
+        return Links(modules, () if discrete else (self.policy.log_std,))
 
     def forward(self, observations: Any) -> Outputs:
         """Run the actor's part of the policy.

@@ -27,7 +27,7 @@ class StepLog:
     reports: list[StepReport] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def add(self, report: StepReport, loss: Tensor) -> None:
+    def add(self, report: StepReport, loss: float) -> None:
         """Note one step.
 
         Args:
@@ -35,7 +35,7 @@ class StepLog:
             loss: the objective before the step.
         """
         self.reports.append(report)
-        self.losses.append(float(loss.detach()))
+        self.losses.append(loss)
 
     def means(self) -> dict[str, float]:
         """Averages over the rollout's steps, by the names they are logged under; NaN where nothing was measured."""
@@ -80,7 +80,7 @@ def actor_steps(
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
         loss = policy_loss(likelihood, outputs, batch, settings.clip_range, ent_coef)
-        log.add(_descend(optimizer, loss, outputs, passes), loss)
+        log.add(_descend(optimizer, loss, outputs, passes), float(loss.detach()))
         if behaviour is not None and _too_far(likelihood, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
             break
     return log
@@ -119,10 +119,10 @@ def critic_steps(
             optimizer.update_curvature(weights=residual)
         else:
             passes = optimizer.observe(observations, (returns,), settings.curvature_examples)
-            residual = torch.cat([p.outputs[0] for p in passes]) - returns
+            residual = _joined([p.outputs[0] for p in passes]) - returns
             optimizer.pull_back((residual / len(residual),), passes)
-        loss = 0.5 * residual.square().mean()
-        optimizer.param_groups[0]["radius"] = radius * max(float(loss), 1e-12)
+        loss = float(0.5 * residual.square().mean())
+        optimizer.param_groups[0]["radius"] = radius * max(loss, 1e-12)
         optimizer.descend()
         log.add(optimizer.report, loss)
     return log
@@ -165,7 +165,7 @@ def joint_steps(
         radius = optimizer.param_groups[0]["radius"]
         optimizer.likelihood = joint_likelihood(policy, value_radius * float(error.detach()), radius)
         loss = policy_loss(policy, outputs[:-1], batch, settings.clip_range, ent_coef) + vf_coef * error
-        log.add(_descend(optimizer, loss, outputs, passes), loss)
+        log.add(_descend(optimizer, loss, outputs, passes), float(loss.detach()))
         if behaviour is not None and _too_far(
             policy, behaviour, _outputs(network, rollout)[:-1], settings.max_rollout_kl
         ):
@@ -196,8 +196,12 @@ def _observe(optimizer: NaturalGradient, batch: Rollout, examples: int | None) -
     """
     targets = (batch.actions, batch.returns) if isinstance(optimizer.likelihood, Joint) else (batch.actions,)
     passes = optimizer.observe(batch.observations, targets, examples)
-    joined = (torch.cat(parts) for parts in zip(*(p.outputs for p in passes), strict=True))
-    return tuple(o.requires_grad_() for o in joined), passes
+    joined = (_joined(parts) for parts in zip(*(p.outputs for p in passes), strict=True))
+    return tuple(o.detach().requires_grad_() for o in joined), passes
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _descend(optimizer: NaturalGradient, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
