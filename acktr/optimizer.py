@@ -390,10 +390,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
 
 def _check(**values: float) -> None:
-    if not values["damping"] > 0:
-        raise ValueError(f"damping must be positive, got {values['damping']}")
-    if not values["radius"] > 0:
-        raise ValueError(f"radius must be positive (in nats), got {values['radius']}")
+    for name in ("damping", "radius"):
+        if not values[name] > 0:
+            raise ValueError(f"{name} must be positive, got {values[name]}")
     if not 0 <= values["momentum"] < 1:
         raise ValueError(f"momentum must be in [0, 1), got {values['momentum']}")
     for name in ("lr", "weight_decay"):
