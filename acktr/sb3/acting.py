@@ -14,8 +14,6 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -155,11 +153,9 @@ def plain_layers(network: nn.Module, n_envs: int) -> list[Layer] | None:
         Its layers; None if it is anything but SB3's small float32 perceptron on vectors on the CPU, with no hook that
         would have to run.
     """
-    if type(network) is not ActorNetwork or not _sees_vectors(network.policy):
+    if type(network) is not ActorNetwork or network.links() is None:
         return None
     extractor, perceptron = network.policy.pi_features_extractor, network.policy.mlp_extractor
-    if type(extractor) is not FlattenExtractor or type(perceptron) is not MlpExtractor:
-        return None
     modules = [*perceptron.policy_net, network.policy.action_net]
     linear, between = modules[::2], [type(module) for module in modules[1::2]]
     if len(modules) % 2 == 0 or not all(kind in _ACTIVATIONS for kind in between):
@@ -171,11 +167,6 @@ def plain_layers(network: nn.Module, n_envs: int) -> list[Layer] | None:
     functions = [*(_ACTIVATIONS[kind] for kind in between), lambda rows: rows]
     arrays = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in linear]
     return [(*pair, function) for pair, function in zip(arrays, functions, strict=True)]
-
-
-def _sees_vectors(policy: ActorCriticPolicy) -> bool:
-    space = policy.observation_space
-    return isinstance(space, spaces.Box) and not (policy.normalize_images and is_image_space(space))
 
 
 def _is_small(layer: nn.Module, n_envs: int) -> bool:

@@ -41,7 +41,8 @@ class _View(nn.Module):
     def _flattening(self, extractor: nn.Module) -> nn.Module | None:
         """The extractor as a link, if it only flattens vectors and layers follow that are Stable-Baselines3's own."""
         space, own = self.policy.observation_space, type(self.policy.mlp_extractor) is MlpExtractor
-        plain = isinstance(space, spaces.Box) and not is_image_space(space) and not self.reduced
+        scaled = self.policy.normalize_images and is_image_space(space)
+        plain = isinstance(space, spaces.Box) and not scaled and not self.reduced
         return extractor.flatten if plain and own and type(extractor) is FlattenExtractor else None
 
     def _distribution(self, latent: Tensor) -> Outputs:
