@@ -31,13 +31,22 @@ class Pass(ABC):
     """What the network was called with."""
     outputs: Outputs = ()
     """What it returned, as a tuple, copied."""
-    activations: dict[str, Tensor] = field(default_factory=dict)
-    """Each layer's input, by layer name."""
 
     @property
     def examples(self) -> int:
         """N, the number of examples in the batch."""
         return self.outputs[0].shape[0]
+
+    @abstractmethod
+    def inputs_of(self, layer: str) -> Tensor:
+        """What a layer was called with.
+
+        Args:
+            layer: its name.
+
+        Returns:
+            Shape [N, ...].
+        """
 
     @abstractmethod
     def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -85,10 +94,23 @@ class Pass(ABC):
 class GraphPass(Pass):
     """One pass with autograd's graph."""
 
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    """Each layer's input, by layer name."""
     live_outputs: Outputs = ()
     """The outputs with their graph."""
     edges: dict[str, GradientEdge] = field(default_factory=dict)
     """Where to ask for the gradient of each layer's output."""
+
+    def inputs_of(self, layer: str) -> Tensor:
+        """What the hook saw.
+
+        Args:
+            layer: its name.
+
+        Returns:
+            Shape [N, ...].
+        """
+        return self.activations[layer]
 
     def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Ask autograd for gradients at the edges and at the parameters, and for nothing else.

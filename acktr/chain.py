@@ -102,10 +102,12 @@ class Chain:
     Args:
         links: what the network is made of; every module of a type this file knows.
         names: dotted names of the network's modules and parameters, by id.
+        network: the network itself, which others would call.
     """
 
-    def __init__(self, links: Links, names: Mapping[int, str]) -> None:
+    def __init__(self, links: Links, names: Mapping[int, str], network: nn.Module) -> None:
         self._modules = list(_flat(links.modules))
+        self._called = [network, *(m for top in links.modules for m in top.modules() if m is not network)]
         self._links = [_KINDS[type(module)](module) for module in self._modules]
         self.layers = [names[id(m)] if isinstance(m, nn.Linear) else None for m in self._modules]
         """Of every link, its dotted name if it is a layer."""
@@ -134,12 +136,12 @@ class Chain:
         if any(type(module) not in _KINDS for module in _flat(links.modules)):
             return None
         names = {id(part): name for name, part in (*network.named_modules(), *network.named_parameters())}
-        chain = cls(links, names)
+        chain = cls(links, names, network)
         whole = len(set(filter(None, chain.layers))) == sum(isinstance(m, nn.Linear) for m in chain._modules)
         return chain if whole and set(trained) <= chain._weights | chain.expanded.keys() else None
 
     def takes(self, args: tuple[Any, ...]) -> bool:
-        """Whether a call can go through the chain: one tensor of the weights' type, and nobody listening to modules.
+        """Whether a call can go through the chain: vectors of the weights' type, and nobody listening to modules.
 
         Args:
             args: of the call.
@@ -148,9 +150,10 @@ class Chain:
             Whether it can.
         """
         plain = len(args) == 1 and isinstance(args[0], Tensor) and args[0].dtype == self._dtype
-        return plain and not any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in self._modules
+        # Layers see two axes here; with more, what is shared over places goes by autograd.
+        flat = plain and (args[0].dim() == 2 or type(self._modules[0]) is nn.Flatten)
+        return flat and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in self._called
         )
 
     def outputs(self, inputs: Tensor) -> Outputs:
@@ -184,18 +187,7 @@ class Chain:
         values = [inputs]
         for link in self._links:
             values.append(link.forward(values[-1]))
-        return ChainPass((inputs,), self._with_expanded(values[-1]), self.activations(values), self, values)
-
-    def activations(self, values: Sequence[Tensor]) -> Tensors:
-        """Every layer's input.
-
-        Args:
-            values: the inputs and every link's output.
-
-        Returns:
-            By the layer's dotted name.
-        """
-        return {name: v for name, v in zip(self.layers, values, strict=False) if name is not None}
+        return ChainPass((inputs,), self._with_expanded(values[-1]), self, values)
 
     def pull_back(self, values: Sequence[Tensor], seed: Outputs) -> Tensors:
         """Gradients at every layer's output, and of every expanded parameter.
@@ -251,6 +243,22 @@ class ChainPass(Pass):
     values: list[Tensor] = field(default_factory=list)
     """The inputs, then every link's output."""
 
+    def inputs_of(self, layer: str) -> Tensor:
+        """What the link before it put out.
+
+        Args:
+            layer: its name.
+
+        Returns:
+            Shape [N, i].
+        """
+        return self.values[self._used().layers.index(layer)]
+
+    def _used(self) -> Chain:
+        if self.chain is None:
+            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
+        return self.chain
+
     def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> Tensors:
         """Multiply backwards.
 
@@ -261,13 +269,8 @@ class ChainPass(Pass):
 
         Returns:
             By name.
-
-        Raises:
-            RuntimeError: if the pass was used up.
         """
-        if self.chain is None:
-            raise RuntimeError("the recorded pass was used up by a step; record another before update_curvature()")
-        found = self.chain.pull_back(self.values, seed)
+        found = self._used().pull_back(self.values, seed)
         return {name: found[name] for name in (*layers, *free)}
 
     def accumulate(self, seed: Outputs, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -277,10 +280,12 @@ class ChainPass(Pass):
             seed: output gradients, shaped like the outputs.
             parameters: the trained ones, by name.
         """
-        found = self.pull_back(seed, list(self.activations), self.chain.expanded if self.chain else {})
-        for name, inputs in self.activations.items():
-            grads = found.pop(name)
-            found[f"{name}.weight"], found[f"{name}.bias"] = grads.mT @ inputs, grads.sum(0)
+        chain = self._used()
+        found = chain.pull_back(self.values, seed)
+        for name, inputs in zip(chain.layers, self.values, strict=False):
+            if name is not None:
+                grads = found.pop(name)
+                found[f"{name}.weight"], found[f"{name}.bias"] = grads.mT @ inputs, grads.sum(0)
         for name, parameter in parameters.items():
             parameter.grad = found[name] if parameter.grad is None else parameter.grad + found[name]
 
@@ -292,11 +297,11 @@ class ChainPass(Pass):
             generator: unused.
 
         Returns:
-            Their inputs and every link's output, which can be pulled back too; the activations are not gathered.
+            Their inputs and every link's output, which can be pulled back too.
         """
         rows = self.spread(examples)
         values, outputs = [v[rows] for v in self.values], tuple(o[rows] for o in self.outputs)
-        return ChainPass((values[0],), outputs, {}, self.chain, values)
+        return ChainPass((values[0],), outputs, self.chain, values)
 
     def spread(self, examples: int | None) -> slice:
         """The rows of a part.
@@ -313,7 +318,6 @@ class ChainPass(Pass):
         """Let go of the links' outputs."""
         self.chain = None
         self.values.clear()
-        self.activations.clear()
 
 
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -7,7 +7,7 @@ forward-mode pass (Martens & Grosse 2015, appendix C).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, cast
 
 import torch
@@ -91,15 +91,13 @@ class Linearisation:
             Scalar.
         """
         tangent = self.tangent(step)
-        outputs, parts = cast(Outputs, self._outputs), self._likelihood.parts()
-        if len(parts) == 1:
-            return parts[0].likelihood.inner(outputs, tangent, tangent).mean() / parts[0].radius
-        forms = [
+        outputs = cast(Outputs, self._outputs)
+        forms = (
             part.likelihood.inner(outputs[part.outputs], tangent[part.outputs], tangent[part.outputs]).mean()
             / part.radius
-            for part in parts
-        ]
-        return torch.stack(forms).max()
+            for part in self._likelihood.parts()
+        )
+        return reduce(torch.maximum, forms)
 
     def grams(self, tangents: Sequence[Outputs]) -> list[Tensor]:
         """The matrices of tᵢᵀ F_out tⱼ averaged over examples, one for each part of the likelihood; their sum is PᵀFP.

@@ -36,7 +36,6 @@ class Layer:
         self.parameters = tuple(p for p in (self.weight, self.bias) if p is not None)
         """The trained ones among weight and bias, in this order."""
         self._weight_shape = cast(Tensor, module.weight).shape
-        self._flat = len(self._weight_shape) == 2
 
     def _trainable(self, name: str) -> nn.Parameter | None:
         parameter = getattr(self.module, name, None)
@@ -63,7 +62,7 @@ class Layer:
         Returns:
             The matrix.
         """
-        columns = [t.unsqueeze(1) if t.dim() == 1 else t if t.dim() == 2 else t.flatten(1) for t in tensors]
+        columns = [t.unsqueeze(1) if t.dim() == 1 else t.flatten(1) for t in tensors]
         return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
     def unpack(self, matrix: Tensor) -> tuple[Tensor, ...]:
@@ -80,7 +79,7 @@ class Layer:
         if self.weight is None:
             return (matrix[:, 0],)
         weight = matrix.narrow(1, 0, matrix.shape[1] - 1)
-        return weight if self._flat else weight.reshape(self._weight_shape), matrix.select(1, -1)
+        return weight.reshape(self._weight_shape), matrix.select(1, -1)
 
     def inputs(self, activations: Tensor) -> Tensor:
         """Rows the weight multiplies, with a trailing 1 where a bias is trained.

@@ -173,12 +173,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         if self._chain is not None and self._chain.takes((inputs,)):
             record = self._chain.run(inputs)
-            self._capture.keep(record)
-            if examples is not None and self.statistics_due:
-                part, targets = record.part(examples, self._generator), take_rows(targets, record.spread(examples))
-                part.activations = self._chain.activations(part.values)
-                self._capture.keep(part)
-            self.update_curvature(targets)
+            self._capture.keep(record.part(examples, self._generator) if self.statistics_due else record)
+            self.update_curvature(targets and take_rows(targets, record.spread(examples)))
             self._capture.keep(record)
             return [record]
         cut = examples if self.statistics_due and (examples or math.inf) < size_of(inputs) else None

@@ -72,7 +72,7 @@ class Search:
             descent: which way.
             bounds: how far at most.
             record: the pass to measure on, before the step.
-            likelihood: what their outputs mean.
+            likelihood: what its outputs mean.
             corrections: passes that may bring the step nearer to the radius; beyond, only overshoot is corrected.
         """
         start, scale = [p.clone() for p in self._leaves], self._scale(descent, bounds)

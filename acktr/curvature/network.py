@@ -182,7 +182,7 @@ class BlockDiagonal:
     ) -> Statistics:
         layer = member.layer
         assert layer is not None
-        activations, output_grads = record.activations[layer.name], [grad[layer.name] for grad in grads]
+        activations, output_grads = record.inputs_of(layer.name), [grad[layer.name] for grad in grads]
         shared = output_grads[0][0].numel() // layer.shape[0]
         keep = max(1, self.max_rows // shared)
         if keep < record.examples:

@@ -247,7 +247,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate(self._optimizers())
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
-        if self.actor.curvature_examples is not None:  # the first rows stand for all
+        of_critic = None if self._joint_network is not None else self.critic.curvature_examples
+        if (self.actor.curvature_examples, of_critic) != (None, None):  # the first rows stand for all
             rollout = rollout.shuffled(self.update_state.generator)
         rollout = rollout.seen_by(self.policy)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)

@@ -170,6 +170,18 @@ def test_who_listens_to_a_module_is_heard():
     assert heard
 
 
+def test_who_listens_to_the_whole_network_is_heard():
+    network = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Linear(4, 2))
+    optimizer = NaturalGradient(network, Categorical())
+    network.register_forward_hook(lambda *_: None)
+    assert type(optimizer.run(torch.randn(5, 3))).__name__ == "GraphPass"
+
+
+def test_layers_shared_over_places_go_by_autograd():
+    optimizer = NaturalGradient(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), Categorical())
+    assert type(optimizer.run(torch.randn(5, 7, 3))).__name__ == "GraphPass"
+
+
 def test_a_used_pass_is_refused():
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     optimizer = NaturalGradient(network, Categorical())
