@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FIRST_STEPS = 4
+"""Steps of subspace iteration from a random start; each sharpens the spectrum by one power."""
+
 
 class DecompositionError(ArithmeticError):
     """No rung of the ladder gave a finite decomposition."""
@@ -43,12 +46,14 @@ def leading_eigenvectors(matrix: Tensor, count: int, start: Tensor | None = None
     """Eigenvectors of the largest eigenvalues of a positive semi-definite matrix.
 
     From a start, one step of subspace iteration with a Rayleigh–Ritz rotation: one product with the matrix, which
-    follows a slowly changing moment as well as a decomposition does at a fraction of its price.
+    follows a slowly changing moment as well as a decomposition does at a fraction of its price. Without one, the start
+    is drawn at random and followed by `FIRST_STEPS` (Halko, Martinsson & Tropp 2011, algorithm 4.4), or, where most of
+    the eigenvectors are wanted, the whole matrix is decomposed.
 
     Args:
         matrix: shape [n, n], symmetric up to rounding.
         count: how many, 1 to n.
-        start: orthonormal columns near the wanted space, shape [n, count]; None decomposes the whole matrix.
+        start: orthonormal columns near the wanted space, shape [n, count]; None if there are none yet.
 
     Returns:
         Shape [n, count], orthonormal columns, by ascending eigenvalue.
@@ -56,15 +61,22 @@ def leading_eigenvectors(matrix: Tensor, count: int, start: Tensor | None = None
     Raises:
         DecompositionError: if the matrix is not finite or no decomposition is.
     """
-    if start is None or count == len(matrix):
+    if count == len(matrix) or (start is None and 4 * count >= len(matrix)):
         return symmetric_eigen(matrix)[1][:, -count:]
     if not torch.isfinite(matrix).all():
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
-    space = torch.linalg.qr(matrix @ start)[0]
+    space = _random_start(matrix, count) if start is None else start
+    for _ in range(FIRST_STEPS if start is None else 1):
+        space = torch.linalg.qr(matrix @ space)[0]
     vectors: Tensor = space @ symmetric_eigen(space.mT @ matrix @ space)[1]
     if not torch.isfinite(vectors).all():
         raise DecompositionError(f"no leading eigenvectors of a {tuple(matrix.shape)} moment were finite")
     return vectors
+
+
+def _random_start(matrix: Tensor, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)  # any will do, and the same one makes runs repeatable
+    return torch.randn(len(matrix), count, generator=generator, dtype=matrix.dtype).to(matrix.device)
 
 
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gram:
+    """rowsᵀ rows / count, multiplied out where it is needed: into an average it goes without a room of its own."""
+
+    rows: Tensor
+    """Shape [R, n]."""
+    count: int
+    """What the sum over rows is divided by."""
+
+    @property
+    def value(self) -> Tensor:
+        """The matrix, shape [n, n]."""
+        return self.rows.mT @ self.rows / self.count
 
 
 class Moment:
@@ -43,16 +59,18 @@ class Moment:
             raise RuntimeError("the curvature holds no statistics yet; update it with a batch first")
         return self._sum / self._weight
 
-    def update(self, batch: Tensor) -> None:
+    def update(self, batch: Tensor | Gram) -> None:
         """Average one batch in.
 
         Args:
             batch: the batch's own moment, any shape, always the same.
         """
         if self._sum is None:
-            self._sum = (1 - self.ema) * batch
+            self._sum = (1 - self.ema) * (batch.value if isinstance(batch, Gram) else batch)
+        elif isinstance(batch, Gram):
+            self._sum.addmm_(batch.rows.mT, batch.rows, beta=self.ema, alpha=(1 - self.ema) / batch.count)
         else:
-            self._sum = self._sum.mul(self.ema).add_(batch, alpha=1 - self.ema)
+            self._sum.mul_(self.ema).add_(batch, alpha=1 - self.ema)
         self._weight = self.ema * self._weight + (1 - self.ema)
 
     def replace(self, value: Tensor) -> None:
@@ -65,7 +83,7 @@ class Moment:
 
     def state_dict(self) -> dict[str, Any]:
         """The sum and its weight, to the last bit."""
-        return {"sum": self._sum, "weight": self._weight}
+        return {"sum": None if self._sum is None else self._sum.clone(), "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.

@@ -178,12 +178,13 @@ class NaturalGradient(torch.optim.Optimizer):
             self._capture.keep(record)
             return [record]
         cut = examples if self.statistics_due and (examples or math.inf) < size_of(inputs) else None
-        passes = [self.run(take_rows(inputs, slice(cut)))]
-        if cut is not None:
-            passes.append(self.run(take_rows(inputs, slice(cut, None))))
-            self._capture.keep(passes[0])
+        first = self.run(take_rows(inputs, slice(cut)))
         self.update_curvature(targets and take_rows(targets, slice(cut)))
-        return passes
+        if cut is None:
+            return [first]
+        rest = self.run(take_rows(inputs, slice(cut, None)))  # only now, so that one graph at a time is at its widest
+        self._capture.keep(first)
+        return [first, rest]
 
     @torch.no_grad()
     def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:

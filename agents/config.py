@@ -98,7 +98,7 @@ class ActorConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor wider than 1024; None keeps all."""
+    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -146,7 +146,7 @@ class CriticConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor wider than 1024; None keeps all."""
+    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acktr.linalg import DecompositionError
+from acktr.moments import Gram
 
 MAX_FAILURES = 5
 """Refreshes in a row that may keep the last good decomposition before the block gives up."""
@@ -34,15 +35,13 @@ class Statistics:
         """N."""
         return self.inputs.shape[0]
 
-    def input_moment(self) -> Tensor:
+    def input_moment(self) -> Gram:
         """A = Σ_n Σ_s a aᵀ / N, shape [i, i] (KFC's Ω; a sum over positions)."""
-        rows = self.inputs.flatten(0, 1)
-        return rows.mT @ rows / self.examples
+        return Gram(self.inputs.flatten(0, 1), self.examples)
 
-    def output_moment(self) -> Tensor:
+    def output_moment(self) -> Gram:
         """G = Σ_k Σ_n Σ_s g gᵀ / (N S), shape [o, o] (KFC's Γ; a mean over positions)."""
-        rows = self.output_grads.flatten(0, 2)
-        return rows.mT @ rows / (self.examples * self.inputs.shape[1])
+        return Gram(self.output_grads.flatten(0, 2), self.examples * self.inputs.shape[1])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Σ_n w_n Σ_s g aᵀ / N of the first seed: the objective's gradient where it is w_n times the seed.

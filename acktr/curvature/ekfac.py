@@ -119,6 +119,10 @@ def carry_scaling(scaling: Tensor, output_turn: Tensor, input_turn: Tensor) -> T
     return output_turn.square().mT @ scaling @ input_turn.square()
 
 
+_WORTHWHILE = 4
+"""How many times as wide as the rank a factor must be for leading eigenvectors to be cheaper than all of them."""
+
+
 @dataclass(frozen=True)
 class EKFAC:
     """EKFAC with scalings from per-example gradients of every batch (the paper's intra-batch estimate)."""
@@ -126,9 +130,8 @@ class EKFAC:
     ema: float = 0.95
     """Weight kept of the old moments and scalings per update."""
     rank: int | None = None
-    """Eigenvectors kept of a factor wider than `max_width`; the others share their mean eigenvalue. None keeps all."""
-    max_width: int = 1024
-    """Widest factor that keeps all its eigenvectors where a rank is given."""
+    """Eigenvectors kept of a factor more than four times as wide; the others share their mean eigenvalue. None keeps
+    all, as do narrower factors, whose decomposition would cost no less."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
@@ -149,4 +152,4 @@ class EKFAC:
         return LowRankEKFACBlock(shape, self.ema, (output_rank, input_rank))
 
     def _kept(self, width: int) -> int:
-        return width if self.rank is None or width <= self.max_width else min(self.rank, width)
+        return width if self.rank is None or width <= _WORTHWHILE * self.rank else self.rank

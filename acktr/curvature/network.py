@@ -80,7 +80,7 @@ class BlockDiagonal:
         parameters: Mapping[str, nn.Parameter],
         factory: CurvatureFactory,
         rules: Mapping[str, BlockRule] | None = None,
-        max_rows: int = 4096,
+        max_rows: int = 2048,
     ) -> None:
         self.max_rows = max_rows
         rules = rules or {}

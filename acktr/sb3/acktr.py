@@ -246,11 +246,10 @@ class ACKTR(OnPolicyAlgorithm):
         # The last rollout may end beyond the total, where linear schedules would turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate(self._optimizers())
-        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage)
         of_critic = None if self._joint_network is not None else self.critic.curvature_examples
-        if (self.actor.curvature_examples, of_critic) != (None, None):  # the first rows stand for all
-            rollout = rollout.shuffled(self.update_state.generator)
-        rollout = rollout.seen_by(self.policy)
+        whole = (self.actor.curvature_examples, of_critic) == (None, None)  # otherwise the first rows stand for all
+        order = None if whole else self.update_state.generator
+        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order).seen_by(self.acting_network)
         self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
         if self._joint_network is not None:
             self._log("train", self._train_jointly(rollout))

@@ -18,6 +18,10 @@ Precision = Literal["float32", "bfloat16"]
 """Arithmetic of a features extractor: bfloat16 halves the time of convolutions on processors that have it."""
 
 
+_BLOCK = 64
+"""Images whose bytes become floats at a time."""
+
+
 class _View(nn.Module):
     """A function of a policy's parameters; it owns none itself.
 
@@ -32,11 +36,23 @@ class _View(nn.Module):
         self.reduced = precision == "bfloat16"
 
     def _features(self, observations: Any, extractor: nn.Module) -> Tensor:
+        prepared = self.prepared(observations)
         if not self.reduced:  # entering a context that does nothing takes as long as a small layer
-            return cast(Tensor, extractor(prepare(self.policy, observations))).float()
+            return cast(Tensor, extractor(prepared)).float()
         with torch.autocast(self.policy.device.type, torch.bfloat16):
-            features = cast(Tensor, extractor(prepare(self.policy, observations)))
+            features = cast(Tensor, extractor(prepared))
         return features.float()
+
+    def prepared(self, observations: Any) -> Any:
+        """Do once to observations what every call of the network would do to them first.
+
+        Args:
+            observations: a batch as SB3 hands it to a policy, or what this method made of it.
+
+        Returns:
+            What `prepare` makes of it in this network's precision.
+        """
+        return prepare(self.policy, observations, torch.bfloat16 if self.reduced else torch.float32)
 
     def _flattening(self, extractor: nn.Module) -> nn.Module | None:
         """The extractor as a link, if it only flattens vectors and layers follow that are Stable-Baselines3's own."""
@@ -53,28 +69,38 @@ class _View(nn.Module):
         return outputs, self.policy.log_std.expand_as(outputs).clone()
 
 
-def prepare(policy: ActorCriticPolicy, observations: Any) -> Any:
+def prepare(policy: ActorCriticPolicy, observations: Any, images: torch.dtype = torch.float32) -> Any:
     """What Stable-Baselines3 does to observations before a network sees them: images to [0, 1], classes to one-hot.
 
-    What is float32 already is left alone, so a rollout that is read several times is prepared once.
+    What is float32 or `images` already is left alone, so a rollout that is read several times is prepared once.
 
     Args:
         policy: whose observations they are.
         observations: a batch as SB3 hands it to a policy, or what this function made of it.
+        images: type of images that are all there is to observe; others, as parts of dictionaries, are float32.
 
     Returns:
-        Tensors of float32; images lie channels last in memory, as the convolutions want them.
+        Tensors of float32 or `images`; images lie channels last in memory, as the convolutions want them.
     """
     parts = observations.values() if isinstance(observations, dict) else [observations]
-    if all(part.dtype == torch.float32 for part in parts):
+    if all(part.dtype in (torch.float32, images) for part in parts):
         return observations
     if isinstance(observations, dict):
         observations = {key: _channels_last(part) for key, part in observations.items()}
+    elif policy.normalize_images and observations.dtype == torch.uint8 and is_image_space(policy.observation_space):
+        return _scaled(observations, images)
     else:
         observations = _channels_last(observations)
-        if policy.normalize_images and observations.dtype == torch.uint8 and is_image_space(policy.observation_space):
-            return observations.float().div_(255.0)  # as SB3 does it, but in one room
     return preprocess_obs(observations, policy.observation_space, normalize_images=policy.normalize_images)
+
+
+def _scaled(images: Tensor, dtype: torch.dtype) -> Tensor:
+    # To SB3's numbers, since every byte is a bfloat16 too; block by block, so that a cache holds what is on its way.
+    blocks = images.shape[0] // _BLOCK + 1
+    out = torch.empty_like(images, dtype=dtype, memory_format=torch.channels_last)
+    for part, room in zip(images.chunk(blocks), out.chunk(blocks), strict=True):
+        room.copy_(_channels_last(part)).div_(255.0)
+    return out
 
 
 def _channels_last(observations: Tensor) -> Tensor:

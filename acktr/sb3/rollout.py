@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Generator, Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
-from acktr.sb3.networks import prepare
+from acktr.sb3.networks import ActorNetwork, JointNetwork
 from acktr.tree import take_rows
 
 
@@ -37,16 +36,16 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.returns)
 
-    def seen_by(self, policy: ActorCriticPolicy) -> Rollout:
-        """The same rollout with observations prepared once for all passes through the policy's networks.
+    def seen_by(self, network: ActorNetwork | JointNetwork) -> Rollout:
+        """The same rollout with observations prepared once for all passes through a policy's networks.
 
         Args:
-            policy: whose networks.
+            network: one of them.
 
         Returns:
             A rollout of floating observations.
         """
-        return replace(self, observations=prepare(policy, self.observations))
+        return replace(self, observations=network.prepared(self.observations))
 
     def rows(self, rows: Tensor | slice) -> Rollout:
         """A part of the rollout.
@@ -58,17 +57,6 @@ class Rollout:
             A rollout of M transitions.
         """
         return Rollout(*(take_rows(getattr(self, name), rows) for name in self.__dataclass_fields__))
-
-    def shuffled(self, generator: Generator) -> Rollout:
-        """The same transitions in random order.
-
-        Args:
-            generator: source of the order.
-
-        Returns:
-            A rollout as long as this.
-        """
-        return self.rows(torch.randperm(len(self), generator=generator).to(self.returns.device))
 
     def minibatches(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Rollout]:
         """Shuffled parts, each transition once per epoch; the rollout itself if there is one part.
@@ -118,34 +106,47 @@ def time_major(arrays: Any, device: torch.device) -> Any:
     return (tensor.float() if tensor.dtype == torch.float64 else tensor).flatten(0, 1)
 
 
-def flatten_rollout(buffer: RolloutBuffer, device: torch.device, standardise: bool) -> Rollout:
+def flatten_rollout(
+    buffer: RolloutBuffer, device: torch.device, standardise: bool, generator: Generator | None = None
+) -> Rollout:
     """Read a full SB3 buffer once, without its per-minibatch copies.
 
     Args:
         buffer: full, with advantages computed.
         device: where the update runs.
         standardise: whether advantages get mean 0 and variance 1 over the whole rollout.
+        generator: source of a random order of the transitions; None leaves them as they followed each other.
 
     Returns:
         The rollout.
     """
-    actions, advantages = _environment_major(buffer.actions, device), _environment_major(buffer.advantages, device)
+    order = None if generator is None else torch.randperm(buffer.returns.size, generator=generator)
+    actions, advantages = _read(buffer.actions, device, order), _read(buffer.advantages, device, None)
     if standardise:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     return Rollout(
-        observations=_environment_major(buffer.observations, device),
+        observations=_read(buffer.observations, device, order),
         actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
-        log_probs=_environment_major(buffer.log_probs, device),
-        advantages=advantages,
-        returns=_environment_major(buffer.returns, device),
-        values=_environment_major(buffer.values, device),
+        log_probs=_read(buffer.log_probs, device, order),
+        advantages=advantages if order is None else advantages[order.to(device)],
+        returns=_read(buffer.returns, device, order),
+        values=_read(buffer.values, device, order),
     )
 
 
-def _environment_major(arrays: Any, device: torch.device) -> Any:
+def _read(arrays: Any, device: torch.device, order: Tensor | None) -> Any:
+    """Transitions one environment after the other, or in an order that counts them so.
+
+    Returns:
+        Tensor or dictionary of tensors, [N, ...]; images are copied once.
+    """
     if isinstance(arrays, dict):
-        return {key: _environment_major(value, device) for key, value in arrays.items()}
-    return time_major(arrays.swapaxes(0, 1), device)
+        return {key: _read(value, device, order) for key, value in arrays.items()}
+    if order is None:
+        return time_major(arrays.swapaxes(0, 1), device)
+    n_steps, n_envs = arrays.shape[:2]
+    rows = order % n_steps * n_envs + order.div(n_steps, rounding_mode="floor")
+    return take_rows(time_major(arrays, device), rows.to(device))
 
 
 def _discrete(buffer: RolloutBuffer) -> bool:

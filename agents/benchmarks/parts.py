@@ -61,22 +61,22 @@ def settings_of(agent: Any, part: str) -> ActorSettings | CriticSettings:
 
 
 def period(agent: Any, part: str) -> int:
-    """Count the updates over which statistics and refreshes weigh what they weigh in a long run.
+    """Count the updates over which statistics, refreshes and measurements weigh what they weigh in a long run.
 
     Args:
         agent: Ours.
         part: Which network.
 
     Returns:
-        The fewest updates whose steps are whole periods of both; 1 where a single update's are.
+        The fewest updates whose steps are whole periods of all three; 1 where a single update's are.
     """
     settings = settings_of(agent, part)
-    steps = _steps_per_refresh(settings)
+    steps = _whole_period(settings)
     return steps // math.gcd(steps, settings.n_epochs * settings.n_minibatches)
 
 
 def leave_eager_phase(agent: Any, part: str) -> None:
-    """Move an optimizer beyond the first passes, which all update the curvature and are no part of a long run.
+    """Move an optimizer beyond its first steps, which all update the curvature and measure: no part of a long run.
 
     Taking them would cost more than the measurement. The curvature has to be there already: call it after an update.
 
@@ -84,9 +84,9 @@ def leave_eager_phase(agent: Any, part: str) -> None:
         agent: Ours.
         part: Which network.
     """
-    # The optimizer's own counter; that it rules the statistics is seen by a test that counts them.
-    optimizer, steps = optimizer_of(agent, part), _steps_per_refresh(settings_of(agent, part))
-    optimizer._passes = math.ceil(max(EAGER_PASSES, optimizer._passes) / steps) * steps
+    # The optimizer's own counters; that they rule statistics and measurements is seen by a test that counts them.
+    optimizer, steps = optimizer_of(agent, part), _whole_period(settings_of(agent, part))
+    optimizer._passes = optimizer._steps = math.ceil(max(EAGER_PASSES, optimizer._passes) / steps) * steps
 
 
 def natural_steps(agent: Any, rollout: Rollout, part: str) -> Callable[[], None]:
@@ -156,9 +156,9 @@ def tell_apart(phases: Phases, optimizer: NaturalGradient) -> None:
         phases.wrap(member.block, "refresh", "refresh")
 
 
-def _steps_per_refresh(settings: ActorSettings | CriticSettings) -> int:
+def _whole_period(settings: ActorSettings | CriticSettings) -> int:
     # Refreshes count updates of the curvature, and those are a statistics period of steps apart.
-    return settings.statistics_period * settings.refresh_period
+    return math.lcm(settings.statistics_period * settings.refresh_period, settings.measure_period)
 
 
 def _joint(agent: Any, rollout: Rollout) -> Joint:

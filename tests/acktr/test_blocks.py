@@ -58,7 +58,7 @@ def test_the_contract_of_blocks_without_a_layer(block):
 def test_factored_damping_is_the_explicit_inverse(oracle):
     statistics = oracle.statistics()
     block, damping = oracle.built(FactoredKFAC(), statistics), 0.3
-    A, G = statistics.input_moment(), statistics.output_moment()
+    A, G = statistics.input_moment().value, statistics.output_moment().value
     pi = ((A.trace() / len(A)) / (G.trace() / len(G))) ** 0.5
     damped = torch.kron(G + damping**0.5 / pi * torch.eye(len(G)), A + damping**0.5 * pi * torch.eye(len(A)))
     V = torch.randn(block.shape)

@@ -6,7 +6,7 @@ import torch
 from acktr.curvature import EKFAC, KFAC, FactoredKFAC
 from acktr.curvature.base import MAX_FAILURES
 from acktr.linalg import DecompositionError, damped_inverse, symmetric_eigen
-from acktr.moments import Moment
+from acktr.moments import Gram, Moment
 
 REAL_EIGH = torch.linalg.eigh
 
@@ -147,6 +147,17 @@ def test_the_average_is_the_closed_form(ema):
         average.update(batch)
         weights = torch.tensor([ema ** (k - j) for j in range(1, k + 1)])
         assert torch.allclose(average.value, weights @ batches[:k] / weights.sum(), atol=1e-12)
+
+
+def test_rows_are_averaged_as_their_products():
+    batches, average, expected = torch.randn(4, 6, 3), Moment(0.8), Moment(0.8)
+    for rows in batches:
+        average.update(Gram(rows, 5))
+        expected.update(rows.mT @ rows / 5)
+    assert torch.allclose(average.value, expected.value, atol=1e-12)
+    expected.update(batches[0].mT @ batches[0] / 6)
+    average.update(Gram(batches[0], 5))
+    assert not torch.allclose(average.value, expected.value, atol=1e-3)
 
 
 def test_the_first_batch_counts_whole():

@@ -110,11 +110,11 @@ def test_the_state_restores_every_bit(ranks, oracle):
 
 
 def test_only_wide_factors_lose_eigenvectors():
-    factory = EKFAC(rank=5, max_width=8)
+    factory = EKFAC(rank=2)
     assert isinstance(factory.build((8, 8)), EKFACBlock)
-    assert factory.build((8, 9)).ranks == (8, 5)
-    assert factory.build((9, 3)).ranks == (5, 3)
-    assert isinstance(EKFAC(max_width=8).build((9, 9)), EKFACBlock)
+    assert factory.build((8, 9)).ranks == (8, 2)
+    assert factory.build((9, 3)).ranks == (2, 3)
+    assert isinstance(EKFAC().build((9, 9)), EKFACBlock)
     with pytest.raises(ValueError, match=r"rank must be at least 1.* got 0"):
         EKFAC(rank=0)
 
@@ -124,7 +124,7 @@ def test_leading_eigenvectors_are_found_and_followed():
     vectors = torch.linalg.qr(torch.randn(5, 5)).Q
     matrix = vectors @ torch.diag(values) @ vectors.mT
     leading = vectors[:, -2:]
-    found = leading_eigenvectors(matrix, 2)
+    found = leading_eigenvectors(matrix, 2)  # as many as two in five are found by decomposing the whole
     assert torch.allclose((leading.mT @ found).abs(), torch.eye(2), atol=1e-8)
     start = torch.linalg.qr(leading + 0.1 * torch.randn(5, 2)).Q
     gaps = [float((leading @ leading.mT - start @ start.mT).norm())]
@@ -134,6 +134,20 @@ def test_leading_eigenvectors_are_found_and_followed():
     # The third eigenvalue is a tenth of the second: each pass gains a digit.
     assert all(after < 0.3 * before for before, after in pairwise(gaps))
     assert torch.allclose(start.mT @ start, torch.eye(2), atol=ROUNDING)
+
+
+def test_a_few_of_many_eigenvectors_are_found_from_a_random_start():
+    vectors = torch.linalg.qr(torch.randn(60, 60)).Q
+    values = 0.5 ** torch.arange(60.0)
+    matrix = vectors @ torch.diag(values) @ vectors.mT
+    found = leading_eigenvectors(matrix, 6)
+    assert torch.allclose(found.mT @ found, torch.eye(6), atol=ROUNDING)
+    held = float((found.mT @ matrix @ found).trace() / values[:6].sum())
+    # Four steps: what is outside weighs 2⁻⁶ at most, its part shrinks by the ratio of eigenvalues at every one.
+    assert held > 1 - 1e-4
+    drawn = torch.linalg.qr(torch.randn(60, 6)).Q
+    assert float((drawn.mT @ matrix @ drawn).trace() / values[:6].sum()) < 0.9
+    assert torch.equal(found, leading_eigenvectors(matrix, 6)), "runs repeat"
 
 
 @pytest.mark.parametrize("start", [None, torch.eye(3)[:, :2]])

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def few(env_id: str) -> Any:
         config = shipped(env_id)
-        critic = replace(config.acktr.critic, n_epochs=2, statistics_period=2, refresh_period=4)
+        critic = replace(config.acktr.critic, n_epochs=2, measure_period=2, statistics_period=2, refresh_period=4)
         acktr = replace(config.acktr, n_steps=8, critic=critic)
         return replace(config, env=replace(config.env, n_envs=4), torch_threads=1, acktr=acktr)
 
@@ -102,8 +102,10 @@ def agent_of(case: update.Case, n_envs: int = 4, **critic: int) -> Any:
 
 
 def test_the_window_holds_whole_periods() -> None:
-    for s, r, passes, updates in [(4, 4, 40, 2), (1, 4, 40, 1), (2, 10, 1, 20), (3, 2, 8, 3), (1, 1, 7, 1)]:
-        agent = agent_of(SMALL["mlp"], statistics_period=s, refresh_period=r, n_epochs=passes, n_minibatches=1)
+    cases = [(4, 4, 1, 40, 2), (1, 4, 1, 40, 1), (2, 10, 1, 1, 20), (3, 2, 2, 8, 3), (1, 1, 1, 7, 1), (4, 2, 10, 8, 5)]
+    for s, r, m, passes, updates in cases:
+        periods = {"statistics_period": s, "refresh_period": r, "measure_period": m}
+        agent = agent_of(SMALL["mlp"], **periods, n_epochs=passes, n_minibatches=1)
         assert parts.period(agent, "critic") == updates, "as few updates as hold whole periods"
         rollouts = np.lcm(updates, parts.period(agent, "actor"))
         assert throughput.window(agent, 1) == 32 * rollouts
@@ -111,16 +113,18 @@ def test_the_window_holds_whole_periods() -> None:
     joint = agent_of(SMALL["atari"], refresh_period=7)
     actor = configfiles.shipped("ALE/Pong-v5").acktr.actor
     assert parts.networks_of(joint) == ("joint",)
-    assert throughput.window(joint, 1) == 32 * actor.statistics_period * actor.refresh_period, "it has no critic"
+    whole = np.lcm(actor.statistics_period * actor.refresh_period, actor.measure_period)
+    assert throughput.window(joint, 1) == 32 * whole, "it has no critic"
 
 
 def test_the_eager_phase_is_left_at_the_beginning_of_a_period() -> None:
-    agent = agent_of(SMALL["mlp"], statistics_period=4, refresh_period=4)
+    agent = agent_of(SMALL["mlp"], statistics_period=4, refresh_period=4, measure_period=8)
     optimizer = parts.optimizer_of(agent, "critic")
     for before in (1, EAGER_PASSES + 15):
         optimizer._passes = before
         parts.leave_eager_phase(agent, "critic")
         after = optimizer._passes
+        assert optimizer._steps == after, "steps measure eagerly, too"
         assert after >= max(EAGER_PASSES, before)
         assert after % 16 == 0
         assert after - max(EAGER_PASSES, before) < 16

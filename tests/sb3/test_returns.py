@@ -22,8 +22,12 @@ CPU = torch.device("cpu")
 def test_a_time_limit_is_no_death(ends):
     """Reward 1 for ever is worth 1 / (1 − γ) = 10; of an episode that dies after 8 steps at most 5.7 are left."""
     agent = small_agent("MlpPolicy", vectorised(lambda: Ones(8, ends), 4), gamma=0.9, n_steps=32, learning_rate=100.0)
-    agent.learn(25 * 128)
-    value = agent.policy.predict_values(torch.ones(1, 1)).item()
+    agent.learn(15 * 128)
+    values = []
+    for _ in range(10):  # the critic cannot tell how long is left to live, and steps to and fro
+        agent.learn(128, reset_num_timesteps=False)
+        values.append(agent.policy.predict_values(torch.ones(1, 1)).item())
+    value = np.mean(values)
     if ends == "truncated":
         assert value == pytest.approx(10, rel=0.03)
     else:
