@@ -199,8 +199,9 @@ class AcktrConfig:
     """Weight of the value loss on shared layers."""
     normalize_advantage: bool
     """Standardise the advantages of a rollout."""
-    precision: Literal["float32", "bfloat16"]
-    """Arithmetic of the features extractor; bfloat16 is faster on images where the processor has it."""
+    precision: Literal["float32", "bfloat16", "auto"]
+    """Arithmetic of the features extractor; bfloat16 is faster on images where the processor has it, which auto finds
+    out."""
     actor: ActorConfig
     """The policy's steps."""
     critic: CriticConfig

@@ -61,6 +61,7 @@ class ACKTR(OnPolicyAlgorithm):
         vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks of their own.
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
         precision: "float32", or "bfloat16" for the features extractor in acting and training; `predict` stays float32.
+            "auto" for bfloat16 where the processor multiplies it.
         actor: the policy's steps.
         critic: the value's steps.
         stats_window_size: episodes over which `rollout/ep_rew_mean` is taken.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from acktr.chain import Links
 from acktr.likelihood import Categorical, DiagonalGaussian, Outputs, PolicyLikelihood
 
-Precision = Literal["float32", "bfloat16"]
-"""Arithmetic of a features extractor: bfloat16 halves the time of convolutions on processors that have it."""
+Precision = Literal["float32", "bfloat16", "auto"]
+"""Arithmetic of a features extractor: bfloat16 halves the time of convolutions on processors that have it, and takes
+longer on others; auto takes it where the processor has it."""
 
 
 _BLOCK = 64
@@ -33,7 +34,7 @@ class _View(nn.Module):
     def __init__(self, policy: ActorCriticPolicy, precision: Precision = "float32") -> None:
         super().__init__()
         self.policy = policy
-        self.reduced = precision == "bfloat16"
+        self.reduced = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(policy.device))
 
     def _features(self, observations: Any, extractor: nn.Module) -> Tensor:
         prepared = self.prepared(observations)
@@ -67,6 +68,21 @@ class _View(nn.Module):
             return (outputs,)
         # A copy: outputs kept from before a step must not follow the parameter.
         return outputs, self.policy.log_std.expand_as(outputs).clone()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a processor multiplies bfloat16 itself, rather than by way of float32.
+
+    Args:
+        device: the processor.
+
+    Returns:
+        False also where nothing is known of it: PyTorch tells of CPUs from version 2.13 on.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def prepare(policy: ActorCriticPolicy, observations: Any, images: torch.dtype = torch.float32) -> Any:

@@ -209,6 +209,19 @@ def test_reduced_precision_is_the_extractor_s_alone():
     assert agent.actor_optimizer.skipped == 0
 
 
+@pytest.mark.parametrize(
+    ("known", "reduced"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False), (None, False)],
+)
+def test_the_processor_decides_if_asked(monkeypatch, known, reduced):
+    if known is None:  # PyTorch before 2.13
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    agent = agent_of("cnn", TURNS, precision="auto")
+    assert agent.acting_network.prepared(batch_for(agent, 2)).dtype == (torch.bfloat16 if reduced else torch.float32)
+
+
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, got 'half'"):
         agent_of("cnn", TURNS, precision="half")
