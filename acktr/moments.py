@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,32 @@ class Gram:
     @property
     def value(self) -> Tensor:
         """The matrix, shape [n, n]."""
-        return self.rows.mT @ self.rows / self.count
+        width = self.rows.shape[1]
+        return self.add_to(self.rows.new_empty(width, width), 0.0, 1.0)
+
+    def add_to(self, matrix: Tensor, kept: float, share: float) -> Tensor:
+        """Overwrite a matrix M with kept · M + share · rowsᵀ rows / count.
+
+        Of wide matrices the blocks below the diagonal are copied from above it, which saves three eighths of the work.
+
+        Args:
+            matrix: shape [n, n], symmetric.
+            kept: factor of what is there; 0 does not look at it.
+            share: factor of what is added.
+
+        Returns:
+            The matrix.
+        """
+        width, alpha = len(matrix), share / self.count
+        # A GPU has better things to do with its time than to start four products in place of one.
+        blocks = 4 if width >= 256 and matrix.device.type == "cpu" else 1
+        edges = [width * k // blocks for k in range(blocks + 1)]
+        for first, last in pairwise(edges):
+            left, right = self.rows[:, first:last], self.rows[:, first:]
+            matrix[first:last, first:].addmm_(left.mT, right, beta=kept, alpha=alpha)
+            if last < width:
+                matrix[last:, first:last] = matrix[first:last, last:].mT
+        return matrix
 
 
 class Moment:
@@ -68,7 +94,7 @@ class Moment:
         if self._sum is None:
             self._sum = (1 - self.ema) * (batch.value if isinstance(batch, Gram) else batch)
         elif isinstance(batch, Gram):
-            self._sum.addmm_(batch.rows.mT, batch.rows, beta=self.ema, alpha=(1 - self.ema) / batch.count)
+            batch.add_to(self._sum, self.ema, 1 - self.ema)
         else:
             self._sum.mul_(self.ema).add_(batch, alpha=1 - self.ema)
         self._weight = self.ema * self._weight + (1 - self.ema)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from agents.benchmarks import engines
-from agents.benchmarks.engines import ALL_ROWS, OURS, PEERS, Method, Problem, Tensors
+from agents.benchmarks.engines import IN_FULL, OURS, PEERS, Method, Problem, Tensors
 from agents.benchmarks.measuring import Phases, Timing, interleave, isolated, ratios, spread, timed
 from agents.benchmarks.report import Report, Table, raw, with_range
 
@@ -131,7 +131,7 @@ def measure_problem(problem: Problem, method: Method, who: str, updates: int) ->
 
 
 def agreement(network: str, method: Method, peer: str) -> dict[str, float]:
-    """Hold a peer's matrices against ours, on the exact Fisher and with all rows.
+    """Hold a peer's matrices against ours, on the exact Fisher, with all rows and eigenvectors.
 
     Args:
         network: The network.
@@ -158,7 +158,7 @@ def compare(problem: Problem, method: Method, peer: str) -> dict[str, float]:
         difference of the damped solves as they are.
     """
     sides = []
-    for who in (ALL_ROWS, peer):
+    for who in (IN_FULL, peer):
         engine = engines.make(who, problem, method, exact=True)
         engine.prepare()
         sides.append((engine.multiply(), engine.solve()))
@@ -204,10 +204,14 @@ def summarise(
 
 
 def _subjects(network: str, present: Sequence[str]) -> list[tuple[str, Method, str]]:
-    # Rows are left out only where a convolution has more of them than are kept.
-    who = [OURS, *([ALL_ROWS] if network == "atari" else []), *present]
     methods: tuple[Method, ...] = ("kfac", "factored-kfac", "ekfac")
-    return [(network, method, engine) for method in methods for engine in who if method in engines.methods_of(engine)]
+    who = {method: [OURS, *([IN_FULL] if _leaves_out(network, method) else []), *present] for method in methods}
+    return [(network, m, engine) for m in methods for engine in who[m] if m in engines.methods_of(engine)]
+
+
+def _leaves_out(network: str, method: Method) -> bool:
+    # Convolutions have more rows than are kept; of a linear layer only EKFAC leaves something out, eigenvectors.
+    return network == "atari" or method == "ekfac"
 
 
 def _phases(timings: Sequence[Timing]) -> list[str]:
@@ -218,7 +222,7 @@ def _phases(timings: Sequence[Timing]) -> list[str]:
 def _agreement_table(agreements: Mapping[str, Mapping[str, float]]) -> Table:
     rows = [[name, f"{a['scale']:.6f}", f"{a['product']:.1e}", f"{a['solve']:.1e}"] for name, a in agreements.items()]
     columns = ["", "scale of F̂", "F̂v after the scale", "(F̂ + λ)⁻¹v"]
-    return Table("Largest relative difference of a parameter from ours, exact Fisher, all rows", columns, rows)
+    return Table("Largest relative difference of a parameter from ours in full, exact Fisher", columns, rows)
 
 
 def _difference(theirs: Tensors, ours: Tensors) -> float:

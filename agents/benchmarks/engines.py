@@ -6,7 +6,7 @@ gradient. Nothing is kept from one call to the next but what the library itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from acktr.capture import Capture
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, FactoredKFAC, kronecker
+from acktr.curvature import EKFAC, KFAC, BlockDiagonal, CurvatureFactory, FactoredKFAC, kronecker, lowrank
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.likelihood import Categorical
 from agents.benchmarks.measuring import Phases
@@ -30,9 +30,12 @@ Method = Literal["kfac", "factored-kfac", "ekfac"]
 Tensors = dict[str, Tensor]
 
 DAMPING = 0.01
-"""λ, the shipped configuration's."""
-OURS, ALL_ROWS = "ours", "ours, all rows"
-"""As shipped, where ``BlockDiagonal`` bounds the rows of a layer's statistics; and with all, as the peers do it."""
+"""λ, the optimizer's default."""
+RANK = 64
+"""Leading eigenvectors that the shipped configuration of image networks keeps of EKFAC's wide factors."""
+OURS, IN_FULL = "ours", "ours, in full"
+"""As shipped, where ``BlockDiagonal`` bounds the rows of a layer's statistics and EKFAC has a rank; and with all rows
+and all eigenvectors, as the peers do it."""
 PEERS = {"nngeometry": "nngeometry", "curvlinops": "curvlinops"}
 """Package to import, by name."""
 
@@ -103,7 +106,7 @@ def methods_of(engine: str) -> tuple[Method, ...]:
     """List what an implementation can do.
 
     Args:
-        engine: ``ours``, ``ours, all rows`` or a peer.
+        engine: ``ours``, ``ours, in full`` or a peer.
 
     Returns:
         Its methods; nngeometry's K-FAC knows factored damping alone.
@@ -127,7 +130,7 @@ def make(engine: str, problem: Problem, method: Method, exact: bool = False) -> 
     """Make an implementation.
 
     Args:
-        engine: ``ours``, ``ours, all rows`` or a peer that is installed.
+        engine: ``ours``, ``ours, in full`` or a peer that is installed.
         problem: What to take the curvature of.
         method: Which curvature.
         exact: Take the expectation over all classes, in place of one class drawn per example.
@@ -139,7 +142,7 @@ def make(engine: str, problem: Problem, method: Method, exact: bool = False) -> 
         return _Nngeometry(problem, method, exact)
     if engine == "curvlinops":
         return _Curvlinops(problem, method, exact)
-    return _Ours(problem, method, exact, {"max_rows": 2**62} if engine == ALL_ROWS else {})
+    return _Ours(problem, method, exact, in_full=engine == IN_FULL)
 
 
 def tell_apart(phases: Phases, engine: str) -> None:
@@ -158,7 +161,11 @@ def tell_apart(phases: Phases, engine: str) -> None:
         names = ("eigh", "cholesky", "cholesky_inverse")
         seams = [(curvlinops.ekfac, "eigh"), *((curvlinops.inverse, name) for name in names)]
     else:
-        seams = [(kronecker, "symmetric_eigen"), (kronecker, "damped_inverse")]
+        seams = [
+            (kronecker, "symmetric_eigen"),
+            (kronecker, "damped_inverse"),
+            (lowrank, "leading_eigenvectors"),
+        ]
     for owner, name in seams:
         phases.wrap(owner, name, "refresh")
 
@@ -166,12 +173,17 @@ def tell_apart(phases: Phases, engine: str) -> None:
 class _Ours:
     """Ours; moments and bases go on from call to call, as in training."""
 
-    def __init__(self, problem: Problem, method: Method, exact: bool, options: Mapping[str, Any]) -> None:
-        kinds: dict[str, Any] = {"kfac": KFAC, "factored-kfac": FactoredKFAC, "ekfac": EKFAC}
+    def __init__(self, problem: Problem, method: Method, exact: bool, in_full: bool) -> None:
+        kinds: dict[str, CurvatureFactory] = {
+            "kfac": KFAC(),
+            "factored-kfac": FactoredKFAC(),
+            "ekfac": EKFAC(rank=None if in_full else RANK),
+        }
+        options: dict[str, Any] = {"max_rows": 2**62} if in_full else {}
         self._problem = problem
         self._fisher = ExactFisher() if exact else SampledFisher()
         parameters = dict(problem.network.named_parameters())
-        self._curvature = BlockDiagonal(problem.network, parameters, kinds[method](), **options)
+        self._curvature = BlockDiagonal(problem.network, parameters, kinds[method], **options)
         self._capture = Capture(problem.network, self._curvature.layers)
         self._generator = torch.Generator().manual_seed(0)
 

@@ -149,12 +149,15 @@ def test_the_average_is_the_closed_form(ema):
         assert torch.allclose(average.value, weights @ batches[:k] / weights.sum(), atol=1e-12)
 
 
-def test_rows_are_averaged_as_their_products():
-    batches, average, expected = torch.randn(4, 6, 3), Moment(0.8), Moment(0.8)
+@pytest.mark.parametrize("width", [3, 255, 257])
+def test_rows_are_averaged_as_their_products(width):
+    batches, average, expected = torch.randn(4, 6, width), Moment(0.8), Moment(0.8)
     for rows in batches:
         average.update(Gram(rows, 5))
         expected.update(rows.mT @ rows / 5)
     assert torch.allclose(average.value, expected.value, atol=1e-12)
+    assert torch.allclose(average.value, average.value.mT, atol=1e-12)
+    assert torch.allclose(Gram(batches[0], 5).value, batches[0].mT @ batches[0] / 5, atol=1e-12)
     expected.update(batches[0].mT @ batches[0] / 6)
     average.update(Gram(batches[0], 5))
     assert not torch.allclose(average.value, expected.value, atol=1e-3)

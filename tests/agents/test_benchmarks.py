@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from acktr.curvature import BlockDiagonal
+from acktr.curvature.ekfac import EKFACBlock
 from agents import configfiles
 from agents.benchmarks import engine, engines, measuring, memory, report
 from agents.benchmarks.measuring import Phases, Timing, interleave, isolated, ratios, spread
@@ -154,9 +155,9 @@ def test_systems_without_the_kernels_numbers_are_told_apart(tmp_path: Path) -> N
 
 # ---------------------------------------------------------------------------------------------------- engine
 
-OURS = (engines.OURS, engines.ALL_ROWS)
+OURS = (engines.OURS, engines.IN_FULL)
 PRESENT = [peer for peer in engines.PEERS if engines.installed(peer)]  # they come with an extra that tests do not need
-EVERYONE = [(who, method) for who in ("ours", engines.ALL_ROWS, *PRESENT) for method in engines.methods_of(who)]
+EVERYONE = [(who, method) for who in ("ours", engines.IN_FULL, *PRESENT) for method in engines.methods_of(who)]
 
 
 @pytest.mark.parametrize(("who", "method"), EVERYONE)
@@ -179,9 +180,16 @@ def test_ours_bounds_the_rows_as_the_library_does() -> None:
     default = inspect.signature(BlockDiagonal).parameters["max_rows"].default
     rows = {who: engines.make(who, engines.mlp(0, 8, 8), "ekfac")._curvature.max_rows for who in OURS}
     assert rows[engines.OURS] == default
-    assert rows[engines.ALL_ROWS] > 10**12
+    assert rows[engines.IN_FULL] > 10**12
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     assert f"at most {default} rows per layer" in " ".join(text.split())
+
+
+def test_ours_keeps_as_many_eigenvectors_as_the_shipped_configuration() -> None:
+    assert configfiles.shipped("ALE/Pong-v5").acktr.actor.rank == engines.RANK
+    blocks = {who: engines.make(who, engines.mlp(0, 8, 512), "ekfac")._curvature.members[1].block for who in OURS}
+    assert blocks[engines.OURS].ranks == (engines.RANK, engines.RANK)
+    assert isinstance(blocks[engines.IN_FULL], EKFACBlock)
 
 
 def test_a_different_method_is_seen_as_different(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +234,7 @@ def test_a_peer_that_fails_or_is_missing_is_told(monkeypatch: pytest.MonkeyPatch
         "mlp, factored-kfac, ours",
         "mlp, factored-kfac, curvlinops",
         "mlp, ekfac, ours",
+        "mlp, ekfac, ours, in full",
         "mlp, ekfac, curvlinops",
     ]
     assert found.results["timings"]["mlp, ekfac, curvlinops"]["ours_over_this"]["wall"] == spread([1.0])
