@@ -62,8 +62,8 @@ class ACKTR(OnPolicyAlgorithm):
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
         precision: "float32", or "bfloat16" for the features extractor in acting and training; `predict` stays float32.
             "auto" for bfloat16 where the processor multiplies it.
-        actor: the policy's steps.
-        critic: the value's steps.
+        actor: the policy's steps; None for `ActorSettings()`, or with a CnnPolicy `ActorSettings.for_images()`.
+        critic: the value's steps; None for `CriticSettings()`. On a shared trunk only its radius counts.
         stats_window_size: episodes over which `rollout/ep_rew_mean` is taken.
         tensorboard_log: folder for TensorBoard events; None for none.
         policy_kwargs: passed to the policy.
@@ -106,7 +106,7 @@ class ACKTR(OnPolicyAlgorithm):
     ) -> None:
         _check(n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef, vf_coef=vf_coef)
         self.normalize_advantage, self.precision = normalize_advantage, precision
-        self.actor, self.critic = actor or ActorSettings(), critic or CriticSettings()
+        self.actor, self.critic = actor or _usual_actor(self.policy_aliases, policy), critic or CriticSettings()
         super().__init__(
             policy,
             env,
@@ -340,6 +340,12 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizer_names(), "update_state"], []
+
+
+def _usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorCriticPolicy]) -> ActorSettings:
+    kind = aliases.get(policy) if isinstance(policy, str) else policy  # SB3 refuses what is neither
+    images = isinstance(kind, type) and issubclass(kind, ActorCriticCnnPolicy)
+    return ActorSettings.for_images() if images else ActorSettings()
 
 
 def _check(**values: float) -> None:

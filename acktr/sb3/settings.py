@@ -61,6 +61,27 @@ class ActorSettings:
     max_rollout_kl: float | None = None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats; None never stops."""
 
+    @classmethod
+    def for_images(cls) -> ActorSettings:
+        """Settings for convolutions, where every pass is dear.
+
+        Returns:
+            EKFAC in leading eigenvectors, fed by a part of the batch at every eighth step, and little damping.
+        """
+        return cls(
+            curvature=EKFAC(rank=64),
+            radius=0.01,
+            damping=3e-4,
+            combination=None,
+            metric=BlockMetric(),
+            corrections=1,
+            curvature_examples=160,
+            measure_period=8,
+            statistics_period=8,
+            refresh_period=2,
+            cold_start=10,
+        )
+
 
 @dataclass(frozen=True)
 class CriticSettings:

@@ -10,13 +10,16 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import envs
+from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from agents import build, configfiles
 from agents.config import ActorConfig, CriticConfig, RunConfig
 from agents.errors import UsageError
+from agents.natural import actor_settings
 from agents.networks import NatureCNN
 from agents.schedules import schedule
 
@@ -208,3 +211,13 @@ def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_schedules() -> None:
     assert schedule(0.3, "constant") == pytest.approx(0.3)
     assert schedule(0.3, "linear")(0.5) == pytest.approx(0.15)
+
+
+def test_python_s_default_for_images_is_the_shipped_configuration() -> None:
+    shipped = actor_settings(configfiles.shipped("ALE/Pong-v5").acktr.actor)
+    assert ActorSettings.for_images() == replace(shipped, radius=shipped.radius(1.0))
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    assert ACKTR("MlpPolicy", env, _init_setup_model=False).actor == ActorSettings()
+    for policy in ("CnnPolicy", ActorCriticCnnPolicy):
+        assert ACKTR(policy, env, _init_setup_model=False).actor == ActorSettings.for_images()
+        assert ACKTR(policy, env, actor=ActorSettings(), _init_setup_model=False).actor == ActorSettings()
