@@ -243,7 +243,7 @@ def summarise(name: str, plan: Plan, output: Path, failures: Sequence[Failure], 
         "failures": [asdict(failure) for failure in failures],
     }
     lines = [curve for outcome in found if (curve := outcomes.curve(outcome)) is not None]
-    notes = [*missing(wanted, found), *map(str, failures)]
+    notes = [*missing(wanted, found), *mixed(wanted), *map(str, failures)]
     return Report(name, vars(plan), scoreboard.tables(table), results, notes, {".csv": curves.to_csv(lines)})
 
 
@@ -264,6 +264,20 @@ def missing(wanted: Sequence[Run], found: Sequence[Outcome]) -> list[str]:
         for (env_id, algorithm), count in planned.items()
         if done[env_id, algorithm] < count
     ]
+
+
+def mixed(wanted: Sequence[Run]) -> list[str]:
+    """Say so if the code changed while a campaign was under way.
+
+    Args:
+        wanted: The runs of the plan.
+
+    Returns:
+        A line if the trained ones come from more than one commit.
+    """
+    commits = Counter(commit for each in wanted if each.trained for commit in outcomes.commits(each))
+    counted = ", ".join(f"{commit[:10]} ({count})" for commit, count in commits.most_common())
+    return [f"the runs were made by {len(commits)} commits: {counted}"] if len(commits) > 1 else []
 
 
 def _on_one_thread(config: RunConfig) -> RunConfig:

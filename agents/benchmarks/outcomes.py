@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import curves, evaluation, loading, rundir
+from agents import configfiles, curves, evaluation, loading, rundir
 from agents.benchmarks.stages import EVALUATION_SEED, KINDS, Run, evaluation_path, is_evaluated
 from agents.config import RunConfig
 from agents.errors import UsageError
@@ -102,6 +102,20 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "steps_per_second": outcome.steps_per_second,
         "seconds_of_training": float(outcome.seconds[-1]) if len(outcome.seconds) else None,
     }
+
+
+def commits(run: Run) -> set[str]:
+    """Find out which code made a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The commits of its parts, as far as they are known.
+    """
+    origins = configfiles.provenance(run.directory.config)
+    known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
+    return {str(commit) for commit in known if commit}
 
 
 def random_score(config: RunConfig, episodes: int, path: Path) -> float:

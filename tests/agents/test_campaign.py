@@ -94,7 +94,7 @@ def test_a_plan_lists_each_run_once_seed_by_seed(tmp_path: Path) -> None:
 
 def test_a_training_command_says_what_the_plan_means(tmp_path: Path) -> None:
     common = configfiles.CONFIGS / "mujoco.yaml"
-    plan = replace(SMALL, environments=("HalfCheetah-v5", "ALE/Pong-v5"), acktr_config=common, total_timesteps=5000)
+    plan = replace(SMALL, environments=("HalfCheetah-v5", "ALE/Pong-v5"), acktr_config=common, seeds=1)
     for run in campaign.runs_of(plan, tmp_path):
         arguments = train._parse(stages.train_command(run, resume=False)[3:])
         assert arguments.run == run.config
@@ -244,6 +244,17 @@ def test_damaged_runs_are_named(tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.scores == {}
     assert outcomes.curve(outcome) is None
+
+
+def test_runs_of_several_commits_are_told(tmp_path: Path) -> None:
+    first, peer, _ = campaign.runs_of(SMALL, tmp_path)
+    for run, commits in ((first, ["abc", "abc"]), (peer, [None])):
+        run.directory.path.mkdir(parents=True)
+        run.directory.result.touch()
+        run.directory.config.write_text(configfiles.dump(run.config, [{"git_commit": each} for each in commits]))
+    assert campaign.mixed([first, peer]) == []
+    peer.directory.config.write_text(configfiles.dump(peer.config, [{"git_commit": "abc"}, {"git_commit": "def"}]))
+    assert campaign.mixed([first, peer]) == ["the runs were made by 2 commits: abc (2), def (1)"]
 
 
 def door(*arguments: str) -> int:

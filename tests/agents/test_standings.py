@@ -45,7 +45,7 @@ def test_seeds_are_drawn_within_each_environment() -> None:
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(7)
-    found = [standings.estimate([rng.normal(3.0, 1.0, size=20)]) for _ in range(80)]
+    found = [standings.estimate([rng.normal(3.0, 1.0, size=20)]) for _ in range(60)]
     assert np.mean([each.low <= 3.0 <= each.high for each in found]) > 0.85
     # Half of such an interval does not.
     assert np.mean([each.centre <= 3.0 <= each.high for each in found]) < 0.65
