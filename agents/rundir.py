@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def log(self) -> Path:
+        """What the program printed, where whoever started it writes that down."""
+        return self.path / "log.txt"
+
+    @property
     def model(self) -> Path:
         """The folder of the final agent."""
         return self.path / "model"
@@ -90,7 +95,7 @@ def create(path: Path) -> RunDirectory:
     """Make the directory of a new run.
 
     Args:
-        path: A path that does not exist, or an empty directory.
+        path: A path that does not exist, or a directory that is empty but for the log.
 
     Returns:
         The directory.
@@ -100,7 +105,8 @@ def create(path: Path) -> RunDirectory:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        directory = RunDirectory(path)
+        if any(entry != directory.log for entry in path.iterdir()):
             raise UsageError(
                 f"run directory {path} is not empty; name another --run-dir, or go on with --resume {path}"
             )
@@ -108,7 +114,7 @@ def create(path: Path) -> RunDirectory:
         raise UsageError(f"run directory {path} is a file; name another --run-dir") from None
     except OSError as error:
         raise UsageError(f"cannot make the run directory {path}: {error.strerror}; name another --run-dir") from None
-    return RunDirectory(path)
+    return directory
 
 
 def existing(path: Path) -> RunDirectory:

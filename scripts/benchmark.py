@@ -1,7 +1,13 @@
-"""Measure side by side: ``python -m scripts.benchmark NAME``."""
+"""Measure side by side: ``python -m scripts.benchmark NAME``.
+
+``throughput``, ``update`` and ``engine`` measure speed within minutes. ``mujoco`` and ``atari`` are campaigns of hours
+or days: they train agents and peers over environments and seeds, can be stopped at any time, and go on when the same
+command is given again.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import engine, report, throughput, update
+from agents.benchmarks import campaign, crew, engine, report, throughput, update
 from agents.errors import UsageError
 from agents.schema import nearest
 from scripts import console
@@ -19,6 +25,8 @@ _ABOUT = {
     "throughput": "Training steps per second, and memory: ours, SB3's A2C and PPO, TRPO, and the bare environments.",
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
+    "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
+    "atari": "The same on Atari games. Takes days.",
 }
 _FOLDER = Path("runs") / "benchmarks"
 
@@ -47,11 +55,31 @@ class Engine(engine.Plan):
     """Folder for the JSON file."""
 
 
-_OPTIONS: dict[str, type[Throughput | Update | Engine]] = {
+@dataclass(frozen=True)
+class Mujoco(campaign.Plan):
+    """Options of ``mujoco``."""
+
+    output: Path = _FOLDER / "mujoco"
+    """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
+
+
+@dataclass(frozen=True)
+class Atari(campaign.AtariPlan):
+    """Options of ``atari``."""
+
+    output: Path = _FOLDER / "atari"
+    """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
+
+
+_Options = Throughput | Update | Engine | Mujoco | Atari
+_OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
     "engine": Engine,
+    "mujoco": Mujoco,
+    "atari": Atari,
 }
+_NUMBERS = ("repeats", "steps", "updates", "n_envs", "seeds", "peer_seeds", "total_timesteps", "jobs", "episodes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,22 +105,30 @@ def _main(argv: Sequence[str]) -> int:
     _check(options)
     report.check_folder(options.output)
     started = datetime.now().astimezone()
-    found = _measure(name, options)
+    command = [*_PROG.split(), *argv]
+    try:
+        found = _measure(name, options)
+    except crew.Interrupted as stop:
+        console.say(f"{stop}; go on with: {shlex.join(command)}")
+        return console.INTERRUPTED
     print(found)
-    print(f"\n{report.write(found, options.output, [*_PROG.split(), *argv], started)}")
-    return console.DONE
+    path = report.write(found, options.output, command, started)
+    print("\n" + "\n".join(str(place) for place in [*map(path.with_suffix, found.attachments), path]))
+    return console.OUR_FAILURE if found.results.get("failures") else console.DONE
 
 
-def _measure(name: str, options: Throughput | Update | Engine) -> report.Report:
+def _measure(name: str, options: _Options) -> report.Report:
     # Where the file goes is no part of what is measured, and of what is reported.
     plan = {field: value for field, value in vars(options).items() if field != "output"}
+    if isinstance(options, campaign.Plan):
+        return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
     room: Any = {"throughput": throughput, "update": update, "engine": engine}[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found
 
 
 def _check(options: Any) -> None:
-    for name in ("repeats", "steps", "updates", "n_envs"):
+    for name in _NUMBERS:
         number = getattr(options, name, None)
         if number is not None and number < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {number}")

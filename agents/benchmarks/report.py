@@ -53,6 +53,8 @@ class Report:
     """Every number, in plain types, dataclasses and timings."""
     notes: Sequence[str] = field(default_factory=tuple)
     """One line each on what the reader must know: peers that are missing, what differs."""
+    attachments: Mapping[str, str] = field(default_factory=dict)
+    """Texts of further files beside the JSON file, by suffix."""
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.tables), *(["\n".join(self.notes)] if self.notes else [])])
@@ -75,7 +77,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(report: Report, folder: Path, command: Sequence[str], now: datetime) -> Path:
-    """Write a report with where it came from.
+    """Write a report with where it came from, and its attachments.
 
     Args:
         report: What was found.
@@ -98,6 +100,8 @@ def write(report: Report, folder: Path, command: Sequence[str], now: datetime) -
         "notes": list(report.notes),
     }
     rundir.write_json(path, content)
+    for suffix, text in report.attachments.items():
+        rundir.write_text(path.with_suffix(suffix), text)
     return path
 
 

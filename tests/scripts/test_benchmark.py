@@ -23,6 +23,19 @@ MISTAKES = {
     "update --network cnn": ["cnn", "--network"],
     "engine --repeats x": ["--repeats", "'x'"],
     "engine --output file/x": ["file", "--output"],
+    "mujoco --environments HalfCheeta-v5": ["HalfCheeta-v5", "'HalfCheetah-v5'"],
+    "mujoco --algorithms acktr pppo": ["'pppo'", "ppo?"],
+    "mujoco --algorithms": ["--algorithms", "acktr"],
+    "mujoco --environments": ["--environments"],
+    "mujoco --seeds 0": ["--seeds", "0"],
+    "mujoco --peer-seeds -1": ["--peer-seeds", "-1"],
+    "mujoco --first-seed -1 --environments CartPole-v1": ["seed", "-1"],
+    "mujoco --jobs 0": ["--jobs", "0"],
+    "mujoco --output file/x": ["file", "--output"],
+    "mujoco --acktr-config none.yaml --environments CartPole-v1": ["none.yaml"],
+    "mujoco --summary-only --environments CartPole-v1": ["--summary-only"],
+    "atari --episodes 0": ["--episodes", "0"],
+    "atari --total-timesteps 0": ["--total-timesteps", "0"],
 }
 
 
@@ -45,7 +58,7 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine"))
+    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine", "mujoco", "atari"))
 
 
 def measured(name: str, *flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, Any]:

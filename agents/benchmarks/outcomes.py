@@ -1,0 +1,159 @@
+"""What the runs of a campaign have left behind, and what a random policy would have scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents import configfiles, curves, evaluation, loading, rundir
+from agents.benchmarks.stages import EVALUATION_SEED, KINDS, Run, evaluation_path, is_evaluated
+from agents.config import RunConfig
+from agents.errors import UsageError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that was trained to its end."""
+
+    env_id: str
+    """The environment."""
+    algorithm: str
+    """Who learnt."""
+    seed: int
+    """The run's seed."""
+    scores: Mapping[str, float]
+    """Mean returns by measure (``standings.MEASURES``), those that are there."""
+    ends: Array
+    """When each training episode ended, in environment steps, [episodes]."""
+    returns: Array
+    """Their raw returns, [episodes]."""
+    seconds: Array
+    """When they ended, in seconds of training on the run's own clock, [episodes]."""
+    steps_per_second: float
+    """Training speed."""
+
+
+def read(run: Run) -> Outcome | None:
+    """Read what a run left.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The outcome; None if it has not been trained to its end.
+
+    Raises:
+        UsageError: If a file is damaged.
+    """
+    if not run.trained:
+        return None
+    directory, config = run.directory, run.config
+    try:
+        result: Any = rundir.read_json(directory.result)
+        rows = rundir.read_rows(directory.episodes)
+        ends, returns, seconds = (
+            np.array([float(row[name]) for row in rows]) for name in ("timesteps", "return", "seconds")
+        )
+        scores = {"training": result["training_return_last_100"], **_evaluations(run)}
+        there = {name: float(score) for name, score in scores.items() if score is not None}
+        speed = float(result["steps_per_second"])
+        return Outcome(config.env_id, config.algorithm, config.seed, there, ends, returns, seconds, speed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{directory.path} is damaged ({error}); remove it to train the run again") from None
+
+
+def curve(outcome: Outcome) -> curves.Curve | None:
+    """Smooth a run's training episodes.
+
+    Args:
+        outcome: The run.
+
+    Returns:
+        Its curve; None if no episode has ended.
+    """
+    if not len(outcome.ends):
+        return None
+    return curves.Curve(outcome.env_id, outcome.algorithm, outcome.seed, *curves.smooth(outcome.ends, outcome.returns))
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """Put a run's outcome in plain types.
+
+    Args:
+        outcome: The run.
+
+    Returns:
+        All but the episodes.
+    """
+    return {
+        "env_id": outcome.env_id,
+        "algorithm": outcome.algorithm,
+        "seed": outcome.seed,
+        "scores": dict(outcome.scores),
+        "steps_per_second": outcome.steps_per_second,
+        "seconds_of_training": float(outcome.seconds[-1]) if len(outcome.seconds) else None,
+    }
+
+
+def commits(run: Run) -> set[str]:
+    """Find out which code made a run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The commits of its parts, as far as they are known.
+    """
+    origins = configfiles.provenance(run.directory.config)
+    known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
+    return {str(commit) for commit in known if commit}
+
+
+def random_score(config: RunConfig, episodes: int, path: Path) -> float:
+    """Play with uniformly random actions.
+
+    Args:
+        config: Says which environment, and how it is built.
+        episodes: How many episodes, on the same seeds as the evaluations of the agents.
+        path: Where the scores are kept, so that they are played once.
+
+    Returns:
+        The mean return.
+    """
+    if path.exists():
+        stored = rundir.read_json(path)
+        if isinstance(stored, dict) and stored.get("episodes") == episodes:
+            return float(stored["mean_return"])
+    with closing(loading.evaluation_envs(episodes, EVALUATION_SEED)(config)) as env:
+        scores = evaluation.evaluate(_Dice(env), env, episodes, seed=EVALUATION_SEED)
+    rundir.write_json(path, {"env_id": config.env_id, "seed": EVALUATION_SEED, **scores.summary()})
+    return scores.mean
+
+
+def _evaluations(run: Run) -> dict[str, float]:
+    done = [kind for kind in KINDS if is_evaluated(run, kind)]
+    read: dict[str, Any] = {kind: rundir.read_json(evaluation_path(run.directory, kind)) for kind in done}
+    return {kind: content["mean_return"] for kind, content in read.items()}
+
+
+class _Dice:
+    """Draws actions from the action space, whatever it sees."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env = env
+        env.action_space.seed(EVALUATION_SEED)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Draw an action for each environment."""
+        return np.array([self._env.action_space.sample() for _ in range(self._env.num_envs)]), state
