@@ -24,7 +24,8 @@ class StepRule:
     """Steps between two that measure their KL, after the first `EAGER_PASSES`, which all do; the steps between go by
     the last ratio of measured to predicted KL."""
     examples: int | None = None
-    """Examples of the recorded batch in the exact forms; None for all. KLs are measured on all: the rare ones count."""
+    """Examples of the recorded batch in the exact forms; None for all. KLs are measured on all
+    of it, because the rare ones count; where `observe` runs a batch in two passes, the first is the recorded one."""
     statistics_period: int = 1
     """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
     refresh_period: int = 1

@@ -100,12 +100,12 @@ def run(name: str, plan: Plan, output: Path, tell: Callable[[str], None]) -> Rep
     for each in wanted:
         stages.check_unchanged(each)
     if plan.summary_only:
-        return summarise(name, plan, output, [], tell)
+        return summarise(name, plan, output, wanted, [], tell)
     with claimed(output) as lock:
         todo = [each for each in wanted if stages.next_stage(each) is not None]
         tell(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done already")
         failures = crew.work(todo, plan.jobs or cores(), lock, tell)
-        return summarise(name, plan, output, failures, tell)
+        return summarise(name, plan, output, wanted, failures, tell)
 
 
 def check(plan: Plan) -> None:
@@ -208,13 +208,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def summarise(name: str, plan: Plan, output: Path, failures: Sequence[Failure], tell: Callable[[str], None]) -> Report:
+def summarise(
+    name: str,
+    plan: Plan,
+    output: Path,
+    wanted: Sequence[Run],
+    failures: Sequence[Failure],
+    tell: Callable[[str], None],
+) -> Report:
     """Summarise what is there of a campaign.
 
     Args:
         name: The campaign's name.
         plan: What was planned.
         output: The campaign's folder.
+        wanted: Its runs.
         failures: Runs that failed this time.
         tell: Where to announce what takes a while.
 
@@ -224,7 +232,6 @@ def summarise(name: str, plan: Plan, output: Path, failures: Sequence[Failure], 
     Raises:
         UsageError: If nothing was to be trained and nothing is there.
     """
-    wanted = list(runs_of(plan, output))
     found = [outcome for each in wanted if (outcome := outcomes.read(each)) is not None]
     if plan.summary_only and not found:
         raise UsageError(f"there is no finished run of this plan in {output}; leave --summary-only out")

@@ -107,8 +107,7 @@ class _Crew:
     def start(self) -> None:
         """Start waiting runs while there is room."""
         while self._waiting and len(self._working) < self._jobs:
-            run = self._waiting.popleft()
-            self._advance(run, time.monotonic(), first=True)
+            self._advance(self._waiting.popleft(), time.monotonic(), None)
 
     def collect(self) -> None:
         """Take note of processes that have ended, and start the next stages of their runs."""
@@ -116,7 +115,7 @@ class _Crew:
             self._working.remove(job)
             reason = _complaint(job)
             if reason is None:
-                self._advance(job.run, job.began, before=job.stage)
+                self._advance(job.run, job.began, job.stage)
             else:
                 self._fail(job.run, reason)
 
@@ -132,7 +131,7 @@ class _Crew:
             except KeyboardInterrupt:
                 continue
 
-    def _advance(self, run: Run, began: float, *, before: Stage | None = None, first: bool = False) -> None:
+    def _advance(self, run: Run, began: float, before: Stage | None) -> None:
         stage = next_stage(run)
         if stage is None:
             self._tell(f"{run.label} is done after {time.monotonic() - began:,.0f} s; {_count(self.left)} left")
@@ -144,7 +143,7 @@ class _Crew:
             except (OSError, UsageError) as error:
                 self._fail(run, str(error))
             else:
-                if first:
+                if before is None:
                     self._tell(f"{run.label} {stage.name}; {_count(self.left)} left")
 
     def _fail(self, run: Run, reason: str) -> None:
