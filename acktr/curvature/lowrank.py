@@ -256,9 +256,9 @@ def _energies(statistics: Statistics, output_basis: Tensor, input_basis: Tensor)
     """E_n of squared entries of ∇: in both bases, summed over all inputs, over all outputs, and over both."""
     if statistics.inputs.shape[1] == 1:
         # The square of an outer product is the product of the squares, and sums over all directions need no basis.
-        norms = statistics.inputs.square().sum((1, 2))
+        norms = torch.linalg.vector_norm(statistics.inputs[:, 0], dim=1).square()
         rows = (statistics.output_grads[:, :, 0] @ output_basis).square().sum(0)
-        sizes = statistics.output_grads.square().sum((0, 2, 3))
+        sizes = torch.linalg.vector_norm(statistics.output_grads, dim=(0, 2, 3)).square()
         columns = (statistics.inputs[:, 0] @ input_basis).square()
         sums = {"kept": rows.mT @ columns, "rows": norms @ rows, "columns": sizes @ columns, "total": sizes @ norms}
     else:

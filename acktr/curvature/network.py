@@ -191,7 +191,9 @@ class BlockDiagonal:
             activations, output_grads = activations[rows], [grad[rows] for grad in output_grads]
         # Sums of squares lose their small terms in half precision, whatever the network computes in.
         inputs, dtype = layer.inputs(activations.to(layer.dtype)), layer.dtype
-        return Statistics(inputs, torch.stack([layer.output_grads(g.to(dtype)) for g in output_grads]))
+        slices = [layer.output_grads(g.to(dtype)) for g in output_grads]
+        # A stack of one would copy it.
+        return Statistics(inputs, slices[0].unsqueeze(0) if len(slices) == 1 else torch.stack(slices))
 
     def solve(self, tensors: Tensors, damping: float) -> Tensors:
         """(F̂ + damping · I)⁻¹ applied block by block.
