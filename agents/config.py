@@ -12,6 +12,9 @@ from tyro.conf import Positional, arg
 
 from envs import EnvOptions
 
+Algorithm = Literal["acktr", "ppo", "a2c", "trpo"]
+"""Who learns: ours, or a peer of Stable-Baselines3 and sb3-contrib."""
+
 Decay = Literal["constant", "linear"]
 """How a value develops: as it is, or falling linearly to 0 at the end of training."""
 
@@ -306,7 +309,7 @@ class RunConfig:
 
     env_id: Annotated[Positional[str], arg(metavar="ENV_ID")]
     """Environment to learn, for example HalfCheetah-v5 or ALE/Pong-v5."""
-    algorithm: Literal["acktr", "ppo", "a2c", "trpo"]
+    algorithm: Algorithm
     """Who learns."""
     name: str
     """Label of the run in plots; empty takes the algorithm's name."""

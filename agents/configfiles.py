@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from agents.config import RunConfig
+from agents.config import Algorithm, RunConfig
 from agents.errors import UsageError
 from agents.schema import plain, read
 
@@ -25,17 +25,20 @@ PROVENANCE = "provenance"
 """The key under which a run directory's ``config.yaml`` says where the run came from; readers skip it."""
 
 
-def file_for(env_id: str) -> Path:
+def file_for(env_id: str, algorithm: Algorithm = "acktr") -> Path:
     """Find the shipped configuration of an environment.
 
     Args:
         env_id: The environment's id.
+        algorithm: Who learns; a peer may have a file of its own.
 
     Returns:
-        The file of the first pattern in ``configs/index.yaml`` that fits, else ``default.yaml``.
+        The file of the first pattern in ``configs/index.yaml`` that fits ``ALGORITHM:ENV_ID``, or else ``ENV_ID``; if
+        there is none ``default.yaml``.
     """
     index = _read_yaml(CONFIGS / "index.yaml")
-    names = (name for pattern, name in index.items() if fnmatchcase(env_id, pattern))
+    wanted = (f"{algorithm}:{env_id}", env_id)
+    names = (name for key in wanted for pattern, name in index.items() if fnmatchcase(key, pattern))
     return CONFIGS / next(names, "default.yaml")
 
 
@@ -60,16 +63,17 @@ def load(path: Path, env_id: str = "") -> RunConfig:
     return replace(config, env_id=env_id) if env_id else config
 
 
-def shipped(env_id: str) -> RunConfig:
+def shipped(env_id: str, algorithm: Algorithm = "acktr") -> RunConfig:
     """Read the shipped configuration of an environment.
 
     Args:
         env_id: The environment's id; any id works, unknown ones get the defaults.
+        algorithm: Who learns.
 
     Returns:
         The complete configuration.
     """
-    return load(file_for(env_id), env_id)
+    return replace(load(file_for(env_id, algorithm), env_id), algorithm=algorithm)
 
 
 def identity(path: Path) -> tuple[str, str, int]:

@@ -93,7 +93,7 @@ def _base(first: Arguments) -> RunConfig:
         return loading.load_config(first.resume)[1]
     if first.config is not None:
         return configfiles.load(first.config, first.run.env_id)
-    return configfiles.shipped(first.run.env_id)
+    return configfiles.shipped(first.run.env_id, first.run.algorithm)
 
 
 def _check_resumed(stored: RunConfig, final: Arguments) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import envs
 from agents import configfiles, curves
@@ -25,13 +25,13 @@ from agents.benchmarks.crew import Failure
 from agents.benchmarks.outcomes import Outcome
 from agents.benchmarks.report import Report
 from agents.benchmarks.stages import Run
-from agents.config import RunConfig
+from agents.config import Algorithm, RunConfig
 from agents.errors import UsageError
 from agents.ranges import check as check_ranges
 from agents.rundir import RunDirectory
 from agents.schema import nearest
 
-ALGORITHMS: tuple[str, ...] = get_args(get_type_hints(RunConfig)["algorithm"])
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 """Whoever can be sent on a campaign."""
 
 _OURS = standings.OURS
@@ -144,7 +144,7 @@ def runs_of(plan: Plan, output: Path) -> Iterator[Run]:
     @cache
     def config_of(env_id: str, algorithm: Any) -> RunConfig:
         source = plan.acktr_config if algorithm == _OURS else None
-        config = configfiles.load(source, env_id) if source else configfiles.shipped(env_id)
+        config = configfiles.load(source, env_id) if source else configfiles.shipped(env_id, algorithm)
         return _on_one_thread(replace(config, algorithm=algorithm, total_timesteps=plan.total_timesteps))
 
     seeds = {algorithm: plan.seeds if algorithm == _OURS else plan.peer_seeds for algorithm in plan.algorithms}

@@ -1,11 +1,12 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from agents import configfiles
+from agents.config import Algorithm
 from agents.errors import UsageError
 from agents.ranges import check
 
@@ -38,10 +39,26 @@ def test_every_environment_finds_a_complete_configuration(env_id: str, name: str
     assert config.env_id == env_id
 
 
+@pytest.mark.parametrize("env_id", EXAMPLES)
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+def test_every_algorithm_has_one_too(env_id: str, algorithm: Algorithm) -> None:
+    config = configfiles.shipped(env_id, algorithm)
+    check(config)
+    assert (config.env_id, config.algorithm) == (env_id, algorithm)
+
+
+def test_a_peer_may_have_settings_of_its_own() -> None:
+    zoo, ours = configfiles.shipped("Hopper-v5", "ppo"), configfiles.shipped("Hopper-v5")
+    assert (zoo.ppo.gamma, zoo.policy.pi, zoo.env.n_envs) == (0.999, (256, 256), 1)
+    assert (ours.policy.pi, ours.env.n_envs) == ((64, 64), 8)
+    assert configfiles.shipped("Hopper-v5", "trpo").policy == ours.policy
+    assert zoo.acktr == ours.acktr
+
+
 def test_every_shipped_file_is_reachable_or_a_base() -> None:
     index = yaml.safe_load((configfiles.CONFIGS / "index.yaml").read_text())
     named = {*index.values(), "default.yaml", "index.yaml", "mujoco.yaml", "pixels_legs.yaml"}
-    assert {path.name for path in configfiles.CONFIGS.iterdir()} == named
+    assert {str(path.relative_to(configfiles.CONFIGS)) for path in configfiles.CONFIGS.rglob("*.yaml")} == named
 
 
 def write(path: Path, text: str) -> Path:
