@@ -13,32 +13,29 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acktr.capture import Capture, Pass
-from acktr.chain import Chain
+from acktr.capture import Pass
 from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
 from acktr.exact import Linearisation, Tensors
 from acktr.fisher import FisherSeeds, SampledFisher
-from acktr.likelihood import Likelihood, Outputs, outputs_of
+from acktr.likelihood import Likelihood, Outputs
+from acktr.passes import Passes, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import all_finite, negative, size_of, take_rows
+from acktr.tree import all_finite, negative
 from acktr.trust_region import BlockMetric
 
-MAX_SKIPS = 10
-"""Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
 EAGER_PASSES = 50
 """First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(Passes, torch.optim.Optimizer):
     """Steps along (F̂ + λ)⁻¹∇, scaled so that the KL between the outputs before and after meets a radius.
 
     Hyperparameters that change over training (`lr`, `radius`, `damping`, `momentum`, `weight_decay`) live in
@@ -81,21 +78,13 @@ class NaturalGradient(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
-        named = dict(network.named_parameters() if parameters is None else parameters)
-        self.parameters = {name: p for name, p in named.items() if p.requires_grad}
-        if not self.parameters:
-            raise ValueError("the network has no parameter that requires gradients; nothing can be trained")
-        self.network, self.likelihood = network, likelihood
+        trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
         self.rule = rule or StepRule()
-        self.curvature = BlockDiagonal(network, self.parameters, curvature or EKFAC(), blocks)
-        self.skipped = 0
-        self._leaves = list(self.parameters.values())
+        self.curvature = BlockDiagonal(network, trained, curvature or EKFAC(), blocks)
+        self._watch(network, likelihood, trained, self.curvature.layers, seed)
         self._search = Search(self._outputs, self._leaves)
-        self._skipped_in_a_row = self._passes = self._updates = self._steps = 0
-        self._capture = Capture(network, self.curvature.layers)
-        self._chain = Chain.of(network, self.parameters)
-        self._generator = torch.Generator(device=next(iter(self.parameters.values())).device).manual_seed(seed)
+        self._passes = self._updates = self._steps = 0
         defaults = {
             "lr": lr,
             "radius": radius,
@@ -118,14 +107,6 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ValueError("a natural-gradient step has one metric and one radius; use one optimizer per network")
         super().add_param_group(param_group)
 
-    def recording(self) -> AbstractContextManager[None]:
-        """Record the one call of the network made inside; outside of it the network carries no hooks.
-
-        Returns:
-            The context.
-        """
-        return self._capture.recording(self.statistics_due)
-
     @property
     def report(self) -> StepReport:
         """What the last step did."""
@@ -135,74 +116,6 @@ class NaturalGradient(torch.optim.Optimizer):
     def statistics_due(self) -> bool:
         """Whether the next recorded pass updates the curvature; where not, it may run without gradients."""
         return self._passes < EAGER_PASSES or self._passes % self.rule.statistics_period == 0
-
-    @torch.no_grad()
-    def run(self, *args: Any) -> Pass:
-        """Run the network and record the call, as `recording` does; the outputs carry no graph.
-
-        For who knows the objective's gradient at the outputs: `update_curvature` and `pull_back` take it from there. A
-        plain chain of layers then needs no autograd at all.
-
-        Args:
-            args: what the network is called with.
-
-        Returns:
-            The pass, the latest from now on.
-        """
-        if self._chain is not None and self._chain.takes(args):
-            self._capture.keep(self._chain.run(*args))
-        else:
-            with torch.enable_grad(), self.recording():
-                self.network(*args)
-        return self._capture.last
-
-    @torch.no_grad()
-    def observe(self, inputs: Any, targets: Outputs | None = None, examples: int | None = None) -> list[Pass]:
-        """Run the network on a batch, and update the curvature, if it is due, from some of the examples.
-
-        Every example passes through the network once: a chain's pass holds its parts; any other network runs on the
-        first examples by themselves and on the others after them, so let the order be random.
-
-        Args:
-            inputs: tensor or dictionary of tensors, [N, ...].
-            targets: for the empirical Fisher alone, [N, ...].
-            examples: how many; None for all.
-
-        Returns:
-            The passes, whose examples one after the other are the batch's.
-        """
-        if self._chain is not None and self._chain.takes((inputs,)):
-            record = self._chain.run(inputs)
-            self._capture.keep(record.part(examples, self._generator) if self.statistics_due else record)
-            self.update_curvature(targets and take_rows(targets, record.spread(examples)))
-            self._capture.keep(record)
-            return [record]
-        cut = examples if self.statistics_due and (examples or math.inf) < size_of(inputs) else None
-        first = self.run(take_rows(inputs, slice(cut)))
-        self.update_curvature(targets and take_rows(targets, slice(cut)))
-        if cut is None:
-            return [first]
-        rest = self.run(take_rows(inputs, slice(cut, None)))  # only now, so that one graph at a time is at its widest
-        self._capture.keep(first)
-        return [first, rest]
-
-    @torch.no_grad()
-    def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:
-        """Put the objective's gradient into `.grad`: the recorded call's backward pass.
-
-        Args:
-            output_grads: of the objective, mean over examples included, shaped like the outputs.
-            passes: several calls, if the objective's batch was run in parts: their examples, one after the other, are
-                those of `output_grads`. None for the latest call alone.
-        """
-        for parameter in self._leaves:
-            parameter.grad = None
-        if len(passes) < 2:
-            (passes[0] if passes else self._capture.last).accumulate(output_grads, self.parameters)
-            return
-        sizes = [p.examples for p in passes]
-        for one, *seed in zip(passes, *(torch.split(grads, sizes) for grads in output_grads), strict=True):
-            one.accumulate(tuple(seed), self.parameters)
 
     @torch.no_grad()
     def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
@@ -338,11 +251,6 @@ class NaturalGradient(torch.optim.Optimizer):
             return math.nan
         return 0.5 * report.scale**2 * float(self.curvature.quadratic(descent.tensors))
 
-    def _outputs(self, args: tuple[Any, ...]) -> Outputs:
-        if self._chain is not None and self._chain.takes(args):
-            return self._chain.outputs(*args)
-        return outputs_of(self.network(*args))
-
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""
         if self.param_groups[0]["momentum"]:
@@ -353,14 +261,8 @@ class NaturalGradient(torch.optim.Optimizer):
                 self.state[p]["previous_step"] = scale * direction[name]
 
     def _skip(self, where: str) -> None:
-        self.skipped += 1
-        self._skipped_in_a_row += 1
         self._search.report = StepReport(0.0, 0.0, 0.0, float("nan"))
-        if self._skipped_in_a_row >= MAX_SKIPS:
-            raise FloatingPointError(
-                f"{where} was not finite {MAX_SKIPS} times in a row; the parameters are those of the last good step: "
-                "look for NaN or Inf in inputs and losses"
-            )
+        self._count_skip(where)
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state dictionary with the curvature, the counters and the generator."""

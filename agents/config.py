@@ -18,8 +18,8 @@ Algorithm = Literal["acktr", "ppo", "a2c", "trpo"]
 Decay = Literal["constant", "linear"]
 """How a value develops: as it is, or falling linearly to 0 at the end of training."""
 
-Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal"]
-"""Which approximation of a layer's curvature."""
+Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal", "adam"]
+"""Which approximation of a layer's curvature; adam has none, and no trust region either."""
 
 Fisher = Literal["sampled", "exact", "empirical"]
 """Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
@@ -97,7 +97,10 @@ class ActorConfig:
     """The policy's natural-gradient steps."""
 
     curvature: Curvature
-    """The Fisher approximation that gives each layer its direction."""
+    """The Fisher approximation that gives each layer its direction; adam in its place leaves aside all that follows but
+    adam_rate, passes, minibatches, clip and stop."""
+    adam_rate: float
+    """Step size of adam."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
@@ -145,7 +148,10 @@ class CriticConfig:
     """The value function's Gauss-Newton steps."""
 
     curvature: Curvature
-    """The Gauss-Newton approximation that gives each layer its direction."""
+    """The Gauss-Newton approximation that gives each layer its direction; adam in its place leaves aside all that
+    follows but adam_rate, passes and minibatches."""
+    adam_rate: float
+    """Step size of adam."""
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None

@@ -6,6 +6,7 @@ from typing import Any
 
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
+from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
@@ -97,7 +98,9 @@ _FISHERS: dict[str, type[FisherSeeds]] = {
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
-def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory:
+def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory | Adam:
+    if config.curvature == "adam":
+        return Adam(config.adam_rate)
     if config.rank is not None and config.curvature != "ekfac":
         raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}

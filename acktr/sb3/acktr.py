@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from acktr.curvature.network import known_fisher
+from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.sb3.collect import collect
@@ -36,7 +37,7 @@ from acktr.sb3.networks import (
 from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
 from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
 from acktr.sb3.state import UpdateState
-from acktr.sb3.steps import StepLog, actor_steps, critic_steps, joint_steps
+from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
 from acktr.step import StepRule
 
 Self = TypeVar("Self", bound="ACKTR")
@@ -168,7 +169,10 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _optimizer(
         self, network: Any, likelihood: Any, settings: ActorSettings | CriticSettings, observations: Any
-    ) -> NaturalGradient:
+    ) -> Stepper:
+        parameters, seed = reached_parameters(network, observations), self.seed or 0
+        if isinstance(settings.curvature, Adam):
+            return FirstOrder(network, likelihood, settings.curvature, parameters=parameters, seed=seed)
         rule = StepRule(
             combination=settings.combination,
             metric=settings.metric,
@@ -188,9 +192,9 @@ class ACKTR(OnPolicyAlgorithm):
             momentum=settings.momentum,
             fisher=settings.fisher,
             rule=rule,
-            parameters=reached_parameters(network, observations),
+            parameters=parameters,
             blocks={"policy.log_std": known_fisher(2.0)},
-            seed=self.seed or 0,
+            seed=seed,
         )
 
     def collect_rollouts(
@@ -246,7 +250,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # The last rollout may end beyond the total, where linear schedules would turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
-        self._update_learning_rate(self._optimizers())
+        self._update_learning_rate([each for each in self._optimizers() if isinstance(each, NaturalGradient)])
         of_critic = None if self._joint_network is not None else self.critic.curvature_examples
         whole = (self.actor.curvature_examples, of_critic) == (None, None)  # otherwise the first rows stand for all
         order = None if whole else self.update_state.generator
@@ -259,7 +263,7 @@ class ACKTR(OnPolicyAlgorithm):
             self._log("critic", self._train_critic(rollout))
         self._log_rollout(rollout)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def _optimizers(self) -> list[Stepper]:
         return [getattr(self, name) for name in self._optimizer_names()]
 
     def _optimizer_names(self) -> list[str]:
@@ -283,9 +287,11 @@ class ACKTR(OnPolicyAlgorithm):
         for name, value in log.means().items():
             self.logger.record(f"{room}/{name}", value)
         optimizer = self.critic_optimizer if room == "critic" else self.actor_optimizer
+        self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
+        if not isinstance(optimizer, NaturalGradient):
+            return
         self.logger.record(f"{room}/damping", optimizer.param_groups[0]["damping"])
         self.logger.record(f"{room}/radius", optimizer.param_groups[0]["radius"])
-        self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
         place = "curvature" if room == "train" else "curvature_critic"
         for name, value in optimizer.curvature.diagnostics().items():
             self.logger.record(f"{place}/{name}", value)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, CurvatureFactory
+from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 
@@ -22,8 +23,9 @@ Schedule = float | Callable[[float], float]
 class ActorSettings:
     """The policy's natural-gradient steps."""
 
-    curvature: CurvatureFactory = field(default_factory=EKFAC)
-    """The Fisher approximation that gives each layer its direction."""
+    curvature: CurvatureFactory | Adam = field(default_factory=EKFAC)
+    """The Fisher approximation that gives each layer its direction; `Adam` in place of the natural gradient leaves
+    everything below aside but passes, minibatches, clip and stop."""
     fisher: FisherSeeds = field(default_factory=SampledFisher)
     """Which output gradients feed the curvature: sampled, exact or empirical."""
     radius: Schedule = 0.02
@@ -87,8 +89,9 @@ class ActorSettings:
 class CriticSettings:
     """The value function's Gauss–Newton steps (networks of its own; a shared trunk steps with the actor)."""
 
-    curvature: CurvatureFactory = field(default_factory=EKFAC)
-    """The Gauss–Newton approximation that gives each layer its direction."""
+    curvature: CurvatureFactory | Adam = field(default_factory=EKFAC)
+    """The Gauss–Newton approximation that gives each layer its direction; `Adam` in place of the natural gradient
+    leaves everything below aside but passes and minibatches."""
     fisher: FisherSeeds = field(default_factory=ExactFisher)
     """Exact by default: for a scalar output it is one backward pass of ones, without noise."""
     radius: Schedule = 0.3

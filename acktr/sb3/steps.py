@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from acktr.capture import Pass
+from acktr.firstorder import FirstOrder
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.optimizer import NaturalGradient
@@ -18,6 +19,9 @@ from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import StepReport
 from acktr.tree import take_rows
+
+Stepper = NaturalGradient | FirstOrder
+"""Who takes the steps."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ def _mean(numbers: Iterable[float]) -> float:
 
 def actor_steps(
     actor: nn.Module,
-    optimizer: NaturalGradient,
+    optimizer: Stepper,
     rollout: Rollout,
     settings: ActorSettings,
     ent_coef: float,
@@ -87,7 +91,7 @@ def actor_steps(
 
 
 def critic_steps(
-    optimizer: NaturalGradient,
+    optimizer: Stepper,
     rollout: Rollout,
     settings: CriticSettings,
     radius: float,
@@ -110,8 +114,8 @@ def critic_steps(
     """
     log = StepLog()
     # With seeds of ones the objective's output gradient is the residual times the seed.
-    whole = settings.curvature_examples is None
-    one_pass = whole and isinstance(settings.fisher, ExactFisher) and optimizer.curvature.all_layers
+    whole = settings.curvature_examples is None and isinstance(settings.fisher, ExactFisher)
+    one_pass = whole and isinstance(optimizer, NaturalGradient) and optimizer.curvature.all_layers
     for rows in rollout.orders(settings.n_epochs, settings.n_minibatches, generator):
         observations, returns = take_rows(rollout.observations, rows), rollout.returns[rows]
         if one_pass and optimizer.statistics_due:
@@ -130,7 +134,7 @@ def critic_steps(
 
 def joint_steps(
     network: nn.Module,
-    optimizer: NaturalGradient,
+    optimizer: Stepper,
     rollout: Rollout,
     settings: ActorSettings,
     ent_coef: float,
@@ -188,7 +192,7 @@ def joint_likelihood(policy: PolicyLikelihood, value_radius: float, radius: floa
     return Joint(policy, ScalarGaussian(), max(value_radius, 1e-12) / max(radius, 1e-12))
 
 
-def _observe(optimizer: NaturalGradient, batch: Rollout, examples: int | None) -> tuple[Outputs, list[Pass]]:
+def _observe(optimizer: Stepper, batch: Rollout, examples: int | None) -> tuple[Outputs, list[Pass]]:
     """The batch's outputs as leaves of the loss, and the curvature brought up to date.
 
     Returns:
@@ -204,7 +208,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
-def _descend(optimizer: NaturalGradient, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
+def _descend(optimizer: Stepper, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
     """Step against the loss, whose graph begins at the outputs."""
     optimizer.pull_back(torch.autograd.grad(loss, outputs), passes)
     optimizer.descend()

@@ -12,7 +12,8 @@ from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
-from acktr.optimizer import MAX_SKIPS, NaturalGradient
+from acktr.optimizer import NaturalGradient
+from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
 
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]

@@ -14,6 +14,8 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import envs
+from acktr.firstorder import Adam
+from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from agents import build, configfiles
@@ -76,7 +78,14 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "radius_decay"}
+    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay"}
+
+
+def test_adam_in_place_of_the_natural_gradient() -> None:
+    agent: Any = build.make_agent(with_actor(curvature="adam", adam_rate=0.125), still(VECTOR))
+    assert agent.actor.curvature == Adam(0.125)
+    assert agent.actor_optimizer.param_groups[0]["lr"] == pytest.approx(0.125)
+    assert isinstance(agent.critic_optimizer, NaturalGradient)
 
 
 def test_a_rank_that_nothing_uses_is_refused() -> None:
