@@ -108,7 +108,7 @@ class ActorConfig:
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
-    """Largest KL of one step, in nats."""
+    """Largest KL of one step, in nats per dimension of the action; a discrete action has one."""
     radius_decay: Decay
     """How the radius develops."""
     damping: float

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
@@ -136,6 +137,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
+        self._action_dimensions = get_action_dim(self.action_space)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
         self.action_likelihood = action_likelihood(self.policy)
         self._actor_network = ActorNetwork(self.policy, self.precision)
@@ -255,7 +257,8 @@ class ACKTR(OnPolicyAlgorithm):
         whole = (self.actor.curvature_examples, of_critic) == (None, None)  # otherwise the first rows stand for all
         order = None if whole else self.update_state.generator
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order).seen_by(self.acting_network)
-        self.actor_optimizer.param_groups[0]["radius"] = at(self.actor.radius, self._current_progress_remaining)
+        radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
+        self.actor_optimizer.param_groups[0]["radius"] = radius
         if self._joint_network is not None:
             self._log("train", self._train_jointly(rollout))
         else:

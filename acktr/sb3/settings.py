@@ -29,7 +29,9 @@ class ActorSettings:
     fisher: FisherSeeds = field(default_factory=SampledFisher)
     """Which output gradients feed the curvature: sampled, exact or empirical."""
     radius: Schedule = 0.02
-    """Largest KL(old ‖ new) of one step on its batch, in nats."""
+    """Largest KL(old ‖ new) of one step on its batch, in nats per dimension of the action (a Discrete action has one).
+
+    The KL of a Gaussian is a sum over dimensions, and so is what the noise in a gradient spends of it."""
     damping: float = 0.01
     """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step."""
     momentum: float = 0.0

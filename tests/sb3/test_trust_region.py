@@ -11,7 +11,18 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from acktr.sb3 import ActorSettings, CriticSettings
 from acktr.trust_region import BlockMetric
-from tests.sb3.worlds import IMAGE, PLANE, TINY_CNN, TURNS, noise, normalised, observed_steps, small_agent, vectorised
+from tests.sb3.worlds import (
+    BOX,
+    IMAGE,
+    PLANE,
+    TINY_CNN,
+    TURNS,
+    noise,
+    normalised,
+    observed_steps,
+    small_agent,
+    vectorised,
+)
 
 SLACK = 1.5
 ONE_STEP = CriticSettings(n_epochs=1, n_minibatches=1)
@@ -53,7 +64,8 @@ def distances(before, after, buffer):
 @pytest.mark.parametrize("radius", [0.02, 0.002])
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_policy_stays_within_its_radius(world, radius):
-    _, measured = watched(world, actor=ActorSettings(radius=radius))
+    agent, measured = watched(world, actor=ActorSettings(radius=radius))
+    radius *= 2 if agent.action_space == PLANE else 1  # the others act in one dimension
     steps = [kl for kl, _, _ in measured]
     assert len(steps) == 6
     assert max(steps) <= SLACK * radius
@@ -123,3 +135,10 @@ def test_the_exact_prediction_is_near_the_measurement():
     agent.learn(6 * 256)
     for _, report in steps:
         assert 0.6 < report.kl_measured / report.kl_predicted < 1.6
+
+
+@pytest.mark.parametrize(("actions", "dimensions"), [(TURNS, 1), (PLANE, 2)], ids=["discrete", "box"])
+def test_the_radius_is_per_dimension_of_the_action(actions, dimensions):
+    agent = small_agent("MlpPolicy", vectorised(noise(BOX, actions)), actor=ActorSettings(radius=0.01))
+    agent.learn(agent.n_steps * agent.n_envs)
+    assert agent.actor_optimizer.param_groups[0]["radius"] == pytest.approx(0.01 * dimensions)
