@@ -161,6 +161,8 @@ class ACKTR(OnPolicyAlgorithm):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+        if self.actor.log_std_min is not None and not isinstance(self.action_space, spaces.Box):
+            raise ValueError(f"log_std_min is for Box actions, got {self.action_space}; leave it at None")
         for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
             if parts < 1:
                 raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
@@ -264,7 +266,12 @@ class ACKTR(OnPolicyAlgorithm):
         else:
             self._log("train", self._train_actor(rollout))
             self._log("critic", self._train_critic(rollout))
+        self._keep_noise()
         self._log_rollout(rollout)
+
+    def _keep_noise(self) -> None:
+        if self.actor.log_std_min is not None:
+            self.policy.log_std.data.clamp_(min=self.actor.log_std_min)
 
     def _optimizers(self) -> list[Stepper]:
         return [getattr(self, name) for name in self._optimizer_names()]

@@ -11,8 +11,22 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint
+from acktr.sb3 import ActorSettings
 from acktr.sb3.networks import ActorNetwork, CriticNetwork, JointNetwork, prepare, reached_parameters, shares_trunk
-from tests.sb3.worlds import BOX, DEVICES, IMAGE, NAMED, PLANE, TINY_CNN, TURNS, TinyCNN, noise, small_agent, vectorised
+from tests.sb3.worlds import (
+    BOX,
+    DEVICES,
+    IMAGE,
+    NAMED,
+    PLANE,
+    TINY_CNN,
+    TURNS,
+    Noise,
+    TinyCNN,
+    noise,
+    small_agent,
+    vectorised,
+)
 
 OWN_CNN = TINY_CNN | {"share_features_extractor": False}
 DOUBLE = spaces.Box(-1, 1, (3,), np.float64)
@@ -32,6 +46,14 @@ POLICIES = {
     "mlp policy with a trained extractor": ("MlpPolicy", IMAGE, TINY_CNN, True),
     "class": (ActorCriticPolicy, BOX, {"ortho_init": False}, False),
 }
+
+
+class Small(Noise):
+    """`Noise` that pays for small actions in place of large ones."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, -reward, *rest
 
 
 def agent_of(name, action_space, **kwargs):
@@ -225,3 +247,18 @@ def test_the_processor_decides_if_asked(monkeypatch, known, reduced):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, got 'half'"):
         agent_of("cnn", TURNS, precision="half")
+
+
+@pytest.mark.parametrize("least", [None, -0.5])
+def test_the_noise_stays_above_its_floor(least):
+    actor = ActorSettings(radius=0.5, log_std_min=least)
+    agent = small_agent("MlpPolicy", vectorised(lambda: Small(BOX, PLANE)), actor=actor, n_steps=64)
+    agent.learn(20 * 128)
+    noise_now = agent.policy.log_std.detach()
+    assert (noise_now >= (least or -torch.inf)).all()
+    assert (noise_now < -0.5).any() == (least is None), "without a floor it falls through, which is the control"
+
+
+def test_a_floor_of_noise_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="log_std_min is for Box actions, got Discrete"):
+        small_agent("MlpPolicy", vectorised(noise(BOX, TURNS)), actor=ActorSettings(log_std_min=-1.0))
