@@ -141,8 +141,8 @@ class ActorConfig:
     """Clip of the importance ratio, which matters after a rollout's first step."""
     max_rollout_kl: float | None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats."""
-    log_std_min: float | None
-    """Least logarithm of the standard deviation of continuous actions; null for none."""
+    noise_min: float
+    """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / √d."""
 
 
 @dataclass(frozen=True)

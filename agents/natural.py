@@ -58,7 +58,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         n_minibatches=config.n_minibatches,
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
-        log_std_min=config.log_std_min,
+        noise_min=config.noise_min,
     )
 
 

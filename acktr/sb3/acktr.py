@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
 import torch
@@ -161,8 +162,8 @@ class ACKTR(OnPolicyAlgorithm):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
-        if self.actor.log_std_min is not None and not isinstance(self.action_space, spaces.Box):
-            raise ValueError(f"log_std_min is for Box actions, got {self.action_space}; leave it at None")
+        if at(self.actor.noise_min, 1.0) > 0 and not isinstance(self.action_space, spaces.Box):
+            raise ValueError(f"noise_min is for Box actions, got {self.action_space}; leave it at 0")
         for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
             if parts < 1:
                 raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
@@ -270,8 +271,9 @@ class ACKTR(OnPolicyAlgorithm):
         self._log_rollout(rollout)
 
     def _keep_noise(self) -> None:
-        if self.actor.log_std_min is not None:
-            self.policy.log_std.data.clamp_(min=self.actor.log_std_min)
+        least = at(self.actor.noise_min, self._current_progress_remaining) / math.sqrt(self._action_dimensions)
+        if least > 0:
+            self.policy.log_std.data.clamp_(min=math.log(least))
 
     def _optimizers(self) -> list[Stepper]:
         return [getattr(self, name) for name in self._optimizer_names()]

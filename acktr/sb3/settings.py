@@ -64,8 +64,9 @@ class ActorSettings:
     """PPO's clip of the importance ratio, which differs from 1 after a rollout's first step only."""
     max_rollout_kl: float | None = None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats; None never stops."""
-    log_std_min: float | None = None
-    """Least logarithm of the standard deviation of Box actions, held after each update; None for none.
+    noise_min: Schedule = 0.0
+    """Least noise of Box actions, held after each update: of d dimensions each keeps a standard deviation of
+    noise_min / √d, so that the noise as a vector is as long for one joint as for eight. 0 for none.
 
     Where the noise dies out the policy meets ever fewer states, and forgets what to do in the others."""
 

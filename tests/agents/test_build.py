@@ -217,6 +217,14 @@ def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         build.make_agent(replace(config("ppo"), device="cuda"), still(VECTOR))
 
 
+def test_a_floor_for_the_noise_reaches_acktr_and_suits_continuous_actions_alone() -> None:
+    run = with_actor(noise_min=0.25)
+    agent: Any = build.make_agent(run, still(VECTOR, spaces.Box(-1, 1, (2,), np.float32)))
+    assert agent.actor.noise_min == pytest.approx(0.25)
+    with pytest.raises(UsageError, match=r"noise_min is for Box actions, got Discrete\(2\)"):
+        build.make_agent(run, still(VECTOR))
+
+
 def test_schedules() -> None:
     assert schedule(0.3, "constant") == pytest.approx(0.3)
     assert schedule(0.3, "linear")(0.5) == pytest.approx(0.15)
