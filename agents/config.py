@@ -15,8 +15,8 @@ from envs import EnvOptions
 Algorithm = Literal["acktr", "ppo", "a2c", "trpo"]
 """Who learns: ours, or a peer of Stable-Baselines3 and sb3-contrib."""
 
-Decay = Literal["constant", "linear"]
-"""How a value develops: as it is, or falling linearly to 0 at the end of training."""
+Decay = Literal["constant", "linear", "late"]
+"""How a value develops: as it is, falling linearly to 0 at the end of training, or that in its last fifth alone."""
 
 Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal", "adam"]
 """Which approximation of a layer's curvature; adam has none, and no trust region either."""
@@ -142,7 +142,9 @@ class ActorConfig:
     max_rollout_kl: float | None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats."""
     noise_min: float
-    """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / √d."""
+    """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / d."""
+    noise_decay: Decay
+    """How the least noise develops."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         n_minibatches=config.n_minibatches,
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
-        noise_min=config.noise_min,
+        noise_min=schedule(config.noise_min, config.noise_decay),
     )
 
 

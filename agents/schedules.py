@@ -19,7 +19,7 @@ def schedule(value: float, decay: Decay) -> Any:
     """
     if decay == "constant":
         return value
-    return LinearDecay(value)
+    return LinearDecay(value) if decay == "linear" else LinearDecay(value, 0.2)
 
 
 class LinearDecay:
@@ -27,10 +27,11 @@ class LinearDecay:
 
     Args:
         start: The value at the start of training.
+        part: The last part of training, in which it falls; 1 for all of it.
     """
 
-    def __init__(self, start: float) -> None:
-        self.start = start
+    def __init__(self, start: float, part: float = 1.0) -> None:
+        self.start, self.part = start, part
 
     def __call__(self, remaining: float) -> float:
         """Evaluate the schedule.
@@ -41,7 +42,7 @@ class LinearDecay:
         Returns:
             The value.
         """
-        return self.start * remaining
+        return self.start * min(1.0, remaining / self.part)
 
     def __repr__(self) -> str:
-        return f"LinearDecay({self.start})"
+        return f"LinearDecay({self.start}, {self.part})"

@@ -271,7 +271,7 @@ class ACKTR(OnPolicyAlgorithm):
         self._log_rollout(rollout)
 
     def _keep_noise(self) -> None:
-        least = at(self.actor.noise_min, self._current_progress_remaining) / math.sqrt(self._action_dimensions)
+        least = at(self.actor.noise_min, self._current_progress_remaining) / self._action_dimensions
         if least > 0:
             self.policy.log_std.data.clamp_(min=math.log(least))
 

@@ -65,8 +65,8 @@ class ActorSettings:
     max_rollout_kl: float | None = None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats; None never stops."""
     noise_min: Schedule = 0.0
-    """Least noise of Box actions, held after each update: of d dimensions each keeps a standard deviation of
-    noise_min / √d, so that the noise as a vector is as long for one joint as for eight. 0 for none.
+    """Least noise of Box actions, held after each update: the standard deviations of d dimensions add up to this, and
+    each keeps noise_min / d. 0 for none.
 
     Where the noise dies out the policy meets ever fewer states, and forgets what to do in the others."""
 

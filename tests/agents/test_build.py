@@ -78,7 +78,7 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay"}
+    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay", "noise_decay"}
 
 
 def test_adam_in_place_of_the_natural_gradient() -> None:
@@ -228,6 +228,7 @@ def test_a_floor_for_the_noise_reaches_acktr_and_suits_continuous_actions_alone(
 def test_schedules() -> None:
     assert schedule(0.3, "constant") == pytest.approx(0.3)
     assert schedule(0.3, "linear")(0.5) == pytest.approx(0.15)
+    assert [schedule(0.3, "late")(left) for left in (1.0, 0.2, 0.1, 0.0)] == pytest.approx([0.3, 0.3, 0.15, 0.0])
 
 
 def test_python_s_default_for_images_is_the_shipped_configuration() -> None:

@@ -257,7 +257,7 @@ def test_the_noise_stays_above_its_floor(floor):
     actor = ActorSettings(radius=0.5, noise_min=FLOORS[floor])
     agent = small_agent("MlpPolicy", vectorised(lambda: Small(BOX, PLANE)), actor=actor, n_steps=64)
     agent.learn(20 * 128)
-    fell_through = (agent.policy.log_std.exp() < 0.999 * 0.8 / 2**0.5).any()
+    fell_through = (agent.policy.log_std.exp() < 0.999 * 0.8 / 2).any()
     assert fell_through == (floor == "none"), "without a floor it falls through, which is the control"
 
 
