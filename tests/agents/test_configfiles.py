@@ -56,6 +56,16 @@ def test_a_peer_may_have_settings_of_its_own() -> None:
     assert configfiles.shipped("Hopper-v5", "a2c").env == ours.env
 
 
+ABLATIONS = sorted((configfiles.CONFIGS.parent / "docs" / "results" / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_changes_something_of_the_common_configuration(path: Path) -> None:
+    config = configfiles.load(path, "Hopper-v5")
+    check(config)
+    assert config != configfiles.load(configfiles.CONFIGS / "mujoco.yaml", "Hopper-v5")
+
+
 def test_every_shipped_file_is_reachable_or_a_base() -> None:
     index = yaml.safe_load((configfiles.CONFIGS / "index.yaml").read_text())
     named = {*index.values(), "default.yaml", "index.yaml", "mujoco.yaml", "pixels_legs.yaml"}
