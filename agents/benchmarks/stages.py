@@ -10,10 +10,10 @@ import shutil
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from agents import checkpoint, configfiles, rundir
-from agents.config import RunConfig
+from agents.config import Algorithm, RunConfig
 from agents.errors import UsageError
 from agents.rundir import RunDirectory
 
@@ -167,7 +167,9 @@ def check_unchanged(run: Run) -> None:
     if not (run.trained or checkpoint.listing(run.directory)):
         return
     stored = configfiles.load(run.directory.config)
-    for name in (field.name for field in fields(RunConfig) if field.name not in _FREE):
+    # Nothing of a peer's run depends on the settings of the others.
+    free = _FREE | {name for name in get_args(Algorithm) if name != run.config.algorithm}
+    for name in (field.name for field in fields(RunConfig) if field.name not in free):
         before, now = getattr(stored, name), getattr(run.config, name)
         if before != now:
             short = f" ({before!r}, now {now!r})" if isinstance(now, (int, str)) else ""

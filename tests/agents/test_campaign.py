@@ -222,6 +222,13 @@ def test_another_configuration_is_not_mixed_in(tmp_path: Path) -> None:
     run.directory.config.write_text(configfiles.dump(replace(stored, total_timesteps=5), []))
     with pytest.raises(UsageError, match=r"seed-0 was made with another total_timesteps \(5, now 1000000\)"):
         stages.check_unchanged(run)
+    others = replace(stored, ppo=replace(stored.ppo, gamma=0.5))
+    run.directory.config.write_text(configfiles.dump(others, []))
+    stages.check_unchanged(run)  # ACKTR does not read PPO's settings
+    own = replace(stored, acktr=replace(stored.acktr, gamma=0.5))
+    run.directory.config.write_text(configfiles.dump(own, []))
+    with pytest.raises(UsageError, match="seed-0 was made with another acktr;"):
+        stages.check_unchanged(run)
 
 
 def test_a_random_score_is_played_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
