@@ -98,7 +98,7 @@ class ActorConfig:
 
     curvature: Curvature
     """The Fisher approximation that gives each layer its direction; adam in its place leaves aside all that follows but
-    adam_rate, passes, minibatches, clip and stop."""
+    adam_rate, passes, minibatches, clip, stop and noise."""
     adam_rate: float
     """Step size of adam."""
     ema: float

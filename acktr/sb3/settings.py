@@ -25,7 +25,7 @@ class ActorSettings:
 
     curvature: CurvatureFactory | Adam = field(default_factory=EKFAC)
     """The Fisher approximation that gives each layer its direction; `Adam` in place of the natural gradient leaves
-    everything below aside but passes, minibatches, clip and stop."""
+    everything below aside but passes, minibatches, clip, stop and noise."""
     fisher: FisherSeeds = field(default_factory=SampledFisher)
     """Which output gradients feed the curvature: sampled, exact or empirical."""
     radius: Schedule = 0.02
