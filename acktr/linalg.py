@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from acktr.tree import all_finite
+
 FIRST_STEPS = 4
 """Steps of subspace iteration from a random start; each sharpens the spectrum by one power."""
 
@@ -104,4 +106,4 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
 
 def _finite(tensor: Tensor) -> bool:
     # A finite sum has finite terms, and costs a fifteenth of looking at each; a sum may overflow where no term did.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return all_finite([tensor]) or bool(torch.isfinite(tensor).all())

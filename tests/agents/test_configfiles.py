@@ -11,14 +11,14 @@ from agents.errors import UsageError
 from agents.ranges import check
 
 EXAMPLES = {
-    "HalfCheetah-v5": "halfcheetah.yaml",
-    "Walker2d-v5": "walker2d.yaml",
+    "HalfCheetah-v5": "mujoco.yaml",
+    "Walker2d-v5": "mujoco.yaml",
     "Hopper-v5": "hopper.yaml",
-    "InvertedDoublePendulum-v5": "inverted_double_pendulum.yaml",
-    "InvertedPendulum-v5": "inverted_pendulum.yaml",
-    "Reacher-v5": "reacher.yaml",
+    "InvertedDoublePendulum-v5": "mujoco.yaml",
+    "InvertedPendulum-v5": "mujoco.yaml",
+    "Reacher-v5": "mujoco.yaml",
     "Swimmer-v5": "swimmer.yaml",
-    "Ant-v5": "ant.yaml",
+    "Ant-v5": "mujoco.yaml",
     "ALE/Pong-v5": "atari.yaml",
     "pixels/Reacher-v5": "pixels_reacher.yaml",
     "pixels/Hopper-v5": "pixels_hopper.yaml",
