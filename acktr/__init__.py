@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
 from acktr.optimizer import NaturalGradient

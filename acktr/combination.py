@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acktr.exact import Linearisation, Tensors
+from acktr.exact import Linearisation
+from acktr.tree import Tensors
 
 
 @dataclass(frozen=True)

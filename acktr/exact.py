@@ -17,8 +17,7 @@ from torch.func import functional_call, jvp
 from acktr.capture import Pass
 from acktr.chain import ChainPass
 from acktr.likelihood import Likelihood, Outputs, Part
-
-Tensors = dict[str, Tensor]
+from acktr.tree import Tensors
 
 
 class Linearisation:

@@ -53,6 +53,12 @@ class Layer:
         columns = weight[0].numel() if self.weight is not None else 0
         return weight.shape[0], columns + (self.bias is not None)
 
+    @property
+    def offsets(self) -> int:
+        """Places of a convolution's kernel: the columns but the bias's are channels × offsets, offsets fastest."""
+        weight = cast(Tensor, self.module.weight)
+        return weight[0, 0].numel() if self.weight is not None else 1
+
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join tensors shaped like `parameters` into the matrix [o, i].
 

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from acktr.capture import Pass
-from acktr.curvature import EKFAC, BlockDiagonal, BlockRule, CurvatureFactory
-from acktr.exact import Linearisation, Tensors
+from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
+from acktr.exact import Linearisation
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
 from acktr.passes import Passes, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import all_finite, negative
+from acktr.tree import Tensors, all_finite, negative
 from acktr.trust_region import BlockMetric
 
 EAGER_PASSES = 50
@@ -44,7 +44,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
     Args:
         network: the module; never changed. Its outputs must be what `likelihood` expects.
         likelihood: what the outputs mean.
-        curvature: the approximation that gives each layer its direction.
+        curvature: the approximation that gives the direction, layer by layer or for the whole network.
         lr: η_max, the largest multiple of the natural gradient; ≥ 0.
         radius: δ, largest KL per step in nats; ∞ leaves `lr` alone to set the distance.
         damping: λ added to the curvature's eigenvalues; > 0.
@@ -64,7 +64,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         self,
         network: nn.Module,
         likelihood: Likelihood,
-        curvature: CurvatureFactory | None = None,
+        curvature: Curvature | None = None,
         *,
         lr: float = 1.0,
         radius: float = 1e-3,
@@ -81,7 +81,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
         self.rule = rule or StepRule()
-        self.curvature = BlockDiagonal(network, trained, curvature or EKFAC(), blocks)
+        self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
         self._search = Search(self._outputs, self._leaves)
         self._passes = self._updates = self._steps = 0
@@ -204,16 +204,18 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
             return self._with_momentum(negative(gradient), part)
+        self.curvature.follow(gradient)
+        linearisation = self._linearisation(part)
         if combination is None and isinstance(self.rule.metric, BlockMetric):
-            natural, form = self.curvature.solve_with_form(gradient, group["damping"])
+            natural, form = self.curvature.solve_with_form(gradient, group["damping"], linearisation)
             return self._with_momentum(negative(natural), part, float(form))
-        descent = negative(self.curvature.solve(gradient, group["damping"]))
+        descent = negative(self.curvature.solve(gradient, group["damping"], linearisation))
         if combination is None:
             return self._with_momentum(descent, part)
         pieces = self.curvature.split(descent)
         if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        descent, quadratic = combination.combine(pieces, gradient, group["damping"], self._linearisation(part))
+        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
         return self._with_momentum(descent, part) if group["momentum"] else Descent(descent, float(quadratic))
 
     def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:

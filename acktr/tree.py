@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
+"""One tensor per trained parameter, by its dotted name, shaped like it."""
+
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply `function` to every tensor in nested tuples, lists and dictionaries.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, CurvatureFactory, Diagonal, FactoredKFAC
+from acktr.curvature import EKFAC, KFAC, Curvature, Diagonal, FactoredKFAC
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -99,14 +99,14 @@ _FISHERS: dict[str, type[FisherSeeds]] = {
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
-def _curvature(config: ActorConfig | CriticConfig) -> CurvatureFactory | Adam:
+def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)
     if config.rank is not None and config.curvature != "ekfac":
         raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}
-    factory: CurvatureFactory = _CURVATURES[config.curvature](ema=config.ema, **extra)
-    return factory
+    choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
+    return choice
 
 
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:

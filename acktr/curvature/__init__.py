@@ -1,10 +1,12 @@
-"""Approximations of the Fisher: one block per layer, and the network's as their block diagonal."""
+"""Approximations of the Fisher: one block per layer, and whole networks'."""
 
-from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Statistics
+from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
+from acktr.curvature.blockdiagonal import BlockDiagonal
+from acktr.curvature.choice import Curvature, curvature_over
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
-from acktr.curvature.network import BlockDiagonal
+from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
 
 __all__ = [
     "EKFAC",
@@ -13,9 +15,14 @@ __all__ = [
     "BlockDiagonal",
     "BlockRule",
     "ConstantBlock",
+    "Curvature",
     "CurvatureFactory",
     "Diagonal",
     "FactoredKFAC",
+    "NetworkCurvature",
+    "NetworkCurvatureFactory",
     "ParameterBlock",
+    "Place",
     "Statistics",
+    "curvature_over",
 ]

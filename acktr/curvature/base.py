@@ -1,6 +1,6 @@
 """The interface of one block of curvature, and what feeds it: `update`, when due `refresh`, then `rescale`.
 
-A block approximates the Fisher of one layer's matrix [o, i]; `acktr.curvature.network` joins blocks into the
+A block approximates the Fisher of one layer's matrix [o, i]; `acktr.curvature.blockdiagonal` joins blocks into the
 network's. The verbs are the same at both levels.
 """
 
@@ -19,6 +19,20 @@ from acktr.moments import Gram
 
 MAX_FAILURES = 5
 """Refreshes in a row that may keep the last good decomposition before the block gives up."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands: which matrix of which layer it covers."""
+
+    shape: tuple[int, int]
+    """[o, i] of the matrix."""
+    bias: bool = False
+    """Whether the last column is a bias's, whose input is always 1."""
+    offsets: int = 1
+    """Places of a convolution's kernel; the columns before the bias's are channels × offsets, offsets fastest."""
+    name: str = ""
+    """The layer's dotted name; empty for a block by itself."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,13 @@ class Block(ABC):
             statistics: the layer's rows of this batch.
         """
 
+    def follow(self, gradient: Tensor) -> None:
+        """Take in the objective's gradient that the next `solve` is for; most blocks need nothing.
+
+        Args:
+            gradient: shape [o, i].
+        """
+
     @abstractmethod
     def _decompose(self) -> None:
         """Bring the decomposition up to the averaged statistics, or raise DecompositionError and change nothing."""
@@ -209,10 +230,10 @@ class Block(ABC):
 
 
 class CurvatureFactory(Protocol):
-    """A choice of curvature: builds one block per layer."""
+    """A choice of curvature by layer: builds one block for each."""
 
-    def build(self, shape: tuple[int, int]) -> Block:
-        """A block over matrices [o, i]."""
+    def build(self, place: Place) -> Block:
+        """A block over the layer's matrix."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.curvature.base import Block, Statistics
+from acktr.curvature.base import Block, Place, Statistics
 from acktr.moments import Moment
 
 
@@ -253,13 +253,13 @@ class Diagonal:
     ema: float = 0.95
     """Weight kept of the old diagonal per update."""
 
-    def build(self, shape: tuple[int, int]) -> Block:
-        """A block over matrices [o, i].
+    def build(self, place: Place) -> Block:
+        """A block over a layer's matrix.
 
         Args:
-            shape: [o, i].
+            place: which one.
 
         Returns:
             The block.
         """
-        return DiagonalBlock(shape, self.ema)
+        return DiagonalBlock(place.shape, self.ema)

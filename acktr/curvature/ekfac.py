@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from acktr.curvature.base import Block, Statistics
+from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.kronecker import EigenBlock
 from acktr.curvature.lowrank import LowRankEKFACBlock
 from acktr.moments import Moment
@@ -137,19 +137,19 @@ class EKFAC:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, or None for all eigenvectors, got {self.rank}")
 
-    def build(self, shape: tuple[int, int]) -> Block:
-        """A block over matrices [o, i].
+    def build(self, place: Place) -> Block:
+        """A block over a layer's matrix.
 
         Args:
-            shape: [o, i].
+            place: which one.
 
         Returns:
             The block.
         """
-        output_rank, input_rank = (self._kept(width) for width in shape)
-        if (output_rank, input_rank) == shape:
-            return EKFACBlock(shape, self.ema)
-        return LowRankEKFACBlock(shape, self.ema, (output_rank, input_rank))
+        output_rank, input_rank = (self._kept(width) for width in place.shape)
+        if (output_rank, input_rank) == place.shape:
+            return EKFACBlock(place.shape, self.ema)
+        return LowRankEKFACBlock(place.shape, self.ema, (output_rank, input_rank))
 
     def _kept(self, width: int) -> int:
         return width if self.rank is None or width <= _WORTHWHILE * self.rank else self.rank

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.curvature.base import Block, Statistics
+from acktr.curvature.base import Block, Place, Statistics
 from acktr.linalg import damped_inverse, symmetric_eigen
 from acktr.moments import Moment
 
@@ -216,16 +216,16 @@ class KFAC:
     ema: float = 0.95
     """Weight kept of the old moments per update."""
 
-    def build(self, shape: tuple[int, int]) -> Block:
-        """A block over matrices [o, i].
+    def build(self, place: Place) -> Block:
+        """A block over a layer's matrix.
 
         Args:
-            shape: [o, i].
+            place: which one.
 
         Returns:
             The block.
         """
-        return EigenBlock(shape, self.ema)
+        return EigenBlock(place.shape, self.ema)
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,13 @@ class FactoredKFAC:
     ema: float = 0.95
     """Weight kept of the old moments per update."""
 
-    def build(self, shape: tuple[int, int]) -> Block:
-        """A block over matrices [o, i].
+    def build(self, place: Place) -> Block:
+        """A block over a layer's matrix.
 
         Args:
-            shape: [o, i].
+            place: which one.
 
         Returns:
             The block.
         """
-        return FactoredBlock(shape, self.ema)
+        return FactoredBlock(place.shape, self.ema)

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient

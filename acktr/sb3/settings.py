@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, CurvatureFactory
+from acktr.curvature import EKFAC, Curvature
 from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
@@ -23,7 +23,7 @@ Schedule = float | Callable[[float], float]
 class ActorSettings:
     """The policy's natural-gradient steps."""
 
-    curvature: CurvatureFactory | Adam = field(default_factory=EKFAC)
+    curvature: Curvature | Adam = field(default_factory=EKFAC)
     """The Fisher approximation that gives each layer its direction; `Adam` in place of the natural gradient leaves
     everything below aside but passes, minibatches, clip, stop and noise."""
     fisher: FisherSeeds = field(default_factory=SampledFisher)
@@ -96,7 +96,7 @@ class ActorSettings:
 class CriticSettings:
     """The value function's Gauss–Newton steps (networks of its own; a shared trunk steps with the actor)."""
 
-    curvature: CurvatureFactory | Adam = field(default_factory=EKFAC)
+    curvature: Curvature | Adam = field(default_factory=EKFAC)
     """The Gauss–Newton approximation that gives each layer its direction; `Adam` in place of the natural gradient
     leaves everything below aside but passes and minibatches."""
     fisher: FisherSeeds = field(default_factory=ExactFisher)

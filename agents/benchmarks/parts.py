@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.curvature import BlockDiagonal
 from acktr.likelihood import Joint
 from acktr.optimizer import EAGER_PASSES, NaturalGradient
 from acktr.sb3 import ActorSettings, CriticSettings
@@ -152,8 +153,9 @@ def tell_apart(phases: Phases, optimizer: NaturalGradient) -> None:
     phases.wrap(optimizer, "_move", "distance")
     phases.wrap(optimizer.curvature, "solve", "solve")
     phases.wrap(optimizer.curvature, "solve_with_form", "solve")
-    for member in optimizer.curvature.members:
-        phases.wrap(member.block, "refresh", "refresh")
+    if isinstance(optimizer.curvature, BlockDiagonal):
+        for member in optimizer.curvature.members:
+            phases.wrap(member.block, "refresh", "refresh")
 
 
 def _whole_period(settings: ActorSettings | CriticSettings) -> int:

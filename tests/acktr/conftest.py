@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from acktr.capture import Capture
-from acktr.curvature import BlockDiagonal, Statistics
+from acktr.curvature import BlockDiagonal, Place, Statistics
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
 
@@ -177,7 +177,7 @@ class Oracle:
 
     def built(self, factory, statistics):
         """One block that has seen these rows once."""
-        block = factory.build((statistics.output_grads.shape[-1], statistics.inputs.shape[-1]))
+        block = factory.build(Place((statistics.output_grads.shape[-1], statistics.inputs.shape[-1])))
         block.update(statistics)
         block.refresh()
         block.rescale(statistics)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acktr.curvature import EKFAC, KFAC, ConstantBlock, Diagonal, FactoredKFAC, ParameterBlock
+from acktr.curvature import EKFAC, KFAC, ConstantBlock, Diagonal, FactoredKFAC, ParameterBlock, Place
 from acktr.curvature.ekfac import EKFACBlock, carry_scaling
 from acktr.fisher import SampledFisher
 from acktr.likelihood import DiagonalGaussian, ScalarGaussian
@@ -111,7 +111,7 @@ def test_the_diagonal_block_is_the_dense_fisher_s_diagonal(kind, oracle):
 
 def test_ekfac_with_frozen_product_scalings_is_kfac(oracle):
     statistics = oracle.statistics()
-    ekfac, kfac = EKFAC().build((3, 4)), oracle.built(KFAC(), statistics)
+    ekfac, kfac = EKFAC().build(Place((3, 4))), oracle.built(KFAC(), statistics)
     ekfac.update(statistics)
     ekfac.refresh()
     V = torch.randn(3, 4)
@@ -124,7 +124,7 @@ def test_ekfac_with_frozen_product_scalings_is_kfac(oracle):
 @pytest.mark.parametrize("positions", [1, 3])
 def test_diagonal_is_ekfac_in_identity_bases(positions, oracle):
     statistics = oracle.statistics(positions=positions)
-    ekfac, diagonal = EKFAC().build((3, 4)), oracle.built(Diagonal(), statistics)
+    ekfac, diagonal = EKFAC().build(Place((3, 4))), oracle.built(Diagonal(), statistics)
     ekfac.update(statistics)
     ekfac.refresh()
     ekfac.output_basis, ekfac.input_basis = torch.eye(3), torch.eye(4)
@@ -247,7 +247,7 @@ def test_a_refresh_carries_the_average_into_the_new_bases(oracle):
 @every_block
 def test_a_block_s_state_restores_every_bit(factory, oracle):
     first, second = oracle.statistics(), oracle.statistics()
-    block, other = oracle.built(factory, first), factory.build((3, 4))
+    block, other = oracle.built(factory, first), factory.build(Place((3, 4)))
     V = torch.randn(3, 4)
     block.solve(V, 0.1)
     other.load_state_dict(block.state_dict())
@@ -260,7 +260,7 @@ def test_a_block_s_state_restores_every_bit(factory, oracle):
 
 @every_block
 def test_an_unfed_block_says_so(factory):
-    block = factory.build((3, 4))
+    block = factory.build(Place((3, 4)))
     assert not block.ready
     with pytest.raises(RuntimeError, match=r"no (statistics|bases) yet"):
         block.solve(torch.ones(3, 4), 0.1)

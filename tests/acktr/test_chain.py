@@ -8,7 +8,7 @@ from torch.func import functional_call, jvp
 from acktr import EKFAC, Categorical, DiagonalGaussian, ExactFisher, NaturalGradient, ScalarGaussian
 from acktr.chain import Chain, Links
 from acktr.combination import LayerCombination
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.step import StepRule
 
 EXACT = {"rtol": 1e-11, "atol": 1e-13}  # float64, the same products in another order

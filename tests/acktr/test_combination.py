@@ -5,7 +5,7 @@ import torch
 
 from acktr.combination import LayerCombination, solve_coefficients
 from acktr.curvature import EKFAC, KFAC
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.exact import Linearisation
 from acktr.likelihood import Categorical, DiagonalGaussian
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acktr.curvature import EKFAC, KFAC, FactoredKFAC
+from acktr.curvature import EKFAC, KFAC, FactoredKFAC, Place
 from acktr.curvature.base import MAX_FAILURES
 from acktr.linalg import DecompositionError, damped_inverse, symmetric_eigen
 from acktr.moments import Gram, Moment
@@ -109,7 +109,7 @@ def test_a_block_keeps_its_last_good_bases_counts_and_gives_up_at_last(monkeypat
 @pytest.mark.parametrize("factory", [EKFAC(), KFAC()], ids=["EKFAC", "KFAC"])
 def test_a_block_with_nothing_to_keep_raises_at_once(monkeypatch, oracle, factory):
     failing(monkeypatch, 10**6, "raise")
-    block = factory.build((3, 4))
+    block = factory.build(Place((3, 4)))
     block.update(oracle.statistics())
     with pytest.raises(DecompositionError):
         block.refresh()

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from acktr.curvature import EKFAC
+from acktr.curvature import EKFAC, Place
 from acktr.curvature.ekfac import EKFACBlock
 from acktr.curvature.lowrank import LowRankEKFACBlock
 from acktr.linalg import DecompositionError, leading_eigenvectors
@@ -111,10 +111,10 @@ def test_the_state_restores_every_bit(ranks, oracle):
 
 def test_only_wide_factors_lose_eigenvectors():
     factory = EKFAC(rank=2)
-    assert isinstance(factory.build((8, 8)), EKFACBlock)
-    assert factory.build((8, 9)).ranks == (8, 2)
-    assert factory.build((9, 3)).ranks == (2, 3)
-    assert isinstance(EKFAC().build((9, 9)), EKFACBlock)
+    assert isinstance(factory.build(Place((8, 8))), EKFACBlock)
+    assert factory.build(Place((8, 9))).ranks == (8, 2)
+    assert factory.build(Place((9, 3))).ranks == (2, 3)
+    assert isinstance(EKFAC().build(Place((9, 9))), EKFACBlock)
     with pytest.raises(ValueError, match=r"rank must be at least 1.* got 0"):
         EKFAC(rank=0)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from acktr.capture import Capture
 from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian
 

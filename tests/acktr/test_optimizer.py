@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC, Place
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
@@ -252,7 +252,7 @@ def test_hyperparameters_out_of_range_are_named_with_their_value(name, value, or
         (lambda: StepRule(examples=0), "examples must be at least 1.*got 0"),
         (lambda: SampledFisher(0), "samples must be at least 1, got 0"),
         (lambda: ScalarGaussian(0.0), r"variance must be positive and finite, got 0\.0"),
-        (lambda: EKFAC(ema=1.0).build((2, 2)), r"ema must be in \[0, 1\), got 1\.0"),
+        (lambda: EKFAC(ema=1.0).build(Place((2, 2))), r"ema must be in \[0, 1\), got 1\.0"),
     ],
 )
 def test_settings_out_of_range_are_named_with_their_value(build, message):

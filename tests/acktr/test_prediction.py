@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
-from acktr.curvature.network import known_fisher
+from acktr.curvature.members import known_fisher
 from acktr.exact import Linearisation
 from acktr.likelihood import Categorical, DiagonalGaussian
 from acktr.optimizer import NaturalGradient
