@@ -212,6 +212,8 @@ class AcktrConfig:
     """Weight of the value loss on shared layers."""
     normalize_advantage: bool
     """Standardise the advantages of a rollout."""
+    joint_step: bool
+    """Policy and value take one step together even where they share no layer, as in ACKTR's paper."""
     precision: Literal["float32", "bfloat16", "auto"]
     """Arithmetic of the features extractor; bfloat16 is faster on images where the processor has it, which auto finds
     out."""

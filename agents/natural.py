@@ -27,7 +27,7 @@ def make_acktr(config: AcktrConfig, common: dict[str, Any]) -> ACKTR:
         The untrained agent.
     """
     actor, critic = actor_settings(config.actor), critic_settings(config.critic)
-    return ACKTR(actor=actor, critic=critic, precision=config.precision, **common)
+    return ACKTR(actor=actor, critic=critic, joint_step=config.joint_step, precision=config.precision, **common)
 
 
 def actor_settings(config: ActorConfig) -> ActorSettings:

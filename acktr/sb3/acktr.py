@@ -49,8 +49,8 @@ class ACKTR(OnPolicyAlgorithm):
     """Actor–Critic using Kronecker-factored Trust Regions, as a Stable-Baselines3 algorithm.
 
     Policy and value networks of their own (SB3's `MlpPolicy`) get metrics and radii of their own. A shared trunk
-    (SB3's `CnnPolicy`) takes one step in the sum of the policy's Fisher and the value's, under `actor`'s settings and
-    within both radii.
+    (SB3's `CnnPolicy`), or any policy with `joint_step`, takes one step in the sum of the policy's Fisher and the
+    value's, under `actor`'s settings and within both radii.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or an `ActorCriticPolicy` class.
@@ -61,8 +61,9 @@ class ACKTR(OnPolicyAlgorithm):
         gamma: discount, in [0, 1].
         gae_lambda: GAE's λ, in [0, 1]: 0 trusts the critic, 1 the returns.
         ent_coef: weight of the entropy bonus, ≥ 0.
-        vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks of their own.
+        vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks with steps of their own.
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
+        joint_step: whether policy and value take one step together even where they share no layer, as in ACKTR's paper.
         precision: "float32", or "bfloat16" for the features extractor in acting and training; `predict` stays float32.
             "auto" for bfloat16 where the processor multiplies it.
         actor: the policy's steps; None for `ActorSettings()`, or with a CnnPolicy `ActorSettings.for_images()`.
@@ -96,6 +97,7 @@ class ACKTR(OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         normalize_advantage: bool = True,
+        joint_step: bool = False,
         precision: Precision = "float32",
         actor: ActorSettings | None = None,
         critic: CriticSettings | None = None,
@@ -109,6 +111,7 @@ class ACKTR(OnPolicyAlgorithm):
     ) -> None:
         _check(n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef, vf_coef=vf_coef)
         self.normalize_advantage, self.precision = normalize_advantage, precision
+        self.joint_step = joint_step
         self.actor, self.critic = actor or _usual_actor(self.policy_aliases, policy), critic or CriticSettings()
         super().__init__(
             policy,
@@ -143,7 +146,8 @@ class ACKTR(OnPolicyAlgorithm):
         self.action_likelihood = action_likelihood(self.policy)
         self._actor_network = ActorNetwork(self.policy, self.precision)
         self._critic_network = CriticNetwork(self.policy, self.precision)
-        self._joint_network = JointNetwork(self.policy, self.precision) if shares_trunk(self.policy) else None
+        together = self.joint_step or shares_trunk(self.policy)
+        self._joint_network = JointNetwork(self.policy, self.precision) if together else None
         if self._joint_network is not None:
             joint = Joint(self.action_likelihood, ScalarGaussian())
             self.actor_optimizer = self._optimizer(self._joint_network, joint, self.actor, observations)

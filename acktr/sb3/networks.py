@@ -175,7 +175,7 @@ class CriticNetwork(_View):
 
 
 class JointNetwork(_View):
-    """Observations to action distribution and value through a shared trunk, run once."""
+    """Observations to action distribution and value; a shared trunk is run once."""
 
     def forward(self, observations: Any) -> Outputs:
         """Run the whole policy.
@@ -186,8 +186,13 @@ class JointNetwork(_View):
         Returns:
             The actor's outputs, then the values [N].
         """
-        features = self._features(observations, self.policy.features_extractor)
-        latent_actor, latent_critic = self.policy.mlp_extractor(features)
+        features = self._features(observations, self.policy.pi_features_extractor)
+        if self.policy.share_features_extractor:
+            latent_actor, latent_critic = self.policy.mlp_extractor(features)
+        else:
+            latent_actor = self.policy.mlp_extractor.forward_actor(features)
+            of_critic = self._features(observations, self.policy.vf_features_extractor)
+            latent_critic = self.policy.mlp_extractor.forward_critic(of_critic)
         return *self._distribution(latent_actor), self.policy.value_net(latent_critic).flatten()
 
 

@@ -92,10 +92,9 @@ def test_networks_say_what_sb3_says_and_learn(name, action_space, device):
         expected = distribution_parameters(policy, observations)
         values = policy.predict_values(observations).flatten()
         actor, critic = ActorNetwork(policy)(observations), CriticNetwork(policy)(observations)
-        if shares_trunk(policy):
-            *joint_actor, joint_value = JointNetwork(policy)(observations)
-            torch.testing.assert_close(normal_form(joint_actor), expected)
-            torch.testing.assert_close(joint_value, values)
+        *joint_actor, joint_value = JointNetwork(policy)(observations)
+    torch.testing.assert_close(normal_form(joint_actor), expected)
+    torch.testing.assert_close(joint_value, values)
     torch.testing.assert_close(normal_form(actor), expected)
     torch.testing.assert_close(critic, values)
     assert float(values.std()) > 0

@@ -29,6 +29,7 @@ ONE_STEP = CriticSettings(n_epochs=1, n_minibatches=1)
 WORLDS = {
     "cartpole": ("MlpPolicy", lambda: vectorised(lambda: gym.make("CartPole-v1"), 4), {}),
     "pendulum": ("MlpPolicy", lambda: normalised(lambda: gym.make("Pendulum-v1"), 4), {}),
+    "cartpole, together": ("MlpPolicy", lambda: vectorised(lambda: gym.make("CartPole-v1"), 4), {"joint_step": True}),
     "images, discrete": ("CnnPolicy", lambda: vectorised(noise(IMAGE, TURNS)), {"policy_kwargs": TINY_CNN}),
     "images, box": ("CnnPolicy", lambda: vectorised(noise(IMAGE, PLANE)), {"policy_kwargs": TINY_CNN}),
 }
@@ -104,8 +105,8 @@ def test_the_value_stays_within_its_share_of_the_residual(world):
         assert 0 < change <= SLACK * agent.critic.radius * residual
 
 
-@pytest.mark.parametrize("world", ["images, discrete", "images, box"])
-def test_a_shared_trunk_bounds_the_value_too(world):
+@pytest.mark.parametrize("world", ["images, discrete", "images, box", "cartpole, together"])
+def test_a_joint_step_bounds_the_value_too(world):
     """Whichever of the two radii is met first ends the step."""
     tight = CriticSettings(radius=1e-3)
     agent, measured = watched(world, critic=tight)
