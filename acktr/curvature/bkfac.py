@@ -1,12 +1,12 @@
 """B-KFAC, B-R-KFAC and B-KFAC-C: K-FAC whose factors are updated by the batch's rows at linear cost (Puiu 2022).
 
-Only layers far wider than their batch's rows profit: a factor with rank + columns ≥ n, and those of a convolution, whose
-rows are examples × positions, are SRE-KFAC's.
+Only layers far wider than their batch's rows profit: a factor with rank + columns ≥ n, and those of a convolution,
+whose rows are examples × positions, are SRE-KFAC's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, Place
 from acktr.curvature.brand import BrandFactor, Correction, Overwrite, Repair
@@ -32,7 +32,7 @@ class BKFAC:
     columns: int | None = None
     """Most rows of a batch that enter an update; beyond, a random subset stands for all. None for twice the rank, and
     no more than 128."""
-    damping: FactorDamping = SplitDamping()
+    damping: FactorDamping = field(default_factory=SplitDamping)
     """How the damping enters the factors."""
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ DRIFT = 100
 
 
 def brand_update(basis: Tensor, values: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenpairs of U D Uᵀ + C Cᵀ, exact.
+    """Eigenpairs of U D Uᵀ + C Cᵀ, exact; a DecompositionError where there are none that are finite.
 
     Args:
         basis: U, orthonormal, shape [n, m].
@@ -33,9 +33,6 @@ def brand_update(basis: Tensor, values: Tensor, columns: Tensor) -> tuple[Tensor
 
     Returns:
         Orthonormal vectors [n, m + c] and values [m + c], ascending.
-
-    Raises:
-        DecompositionError: if there are none that are finite.
     """
     frame, coordinates = _frame(basis, columns)
     weights = torch.cat([values, values.new_ones(columns.shape[1])])

@@ -6,7 +6,7 @@ of r + oversampling columns finds them at O(n² r) in place of O(n³), a solve c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, Place
 from acktr.curvature.factors import AdaptiveRank, DenseFactor, Factor, FixedRank, Pairs, Sketch, SketchedFactor
@@ -35,9 +35,9 @@ class SREKFAC:
     """Power steps from a random space, ≥ 1."""
     follow_steps: int | None = 1
     """Power steps from the basis of the last refresh, ≥ 1; None starts from a random space every time."""
-    tail: Tail = MeanOfRest()
+    tail: Tail = field(default_factory=MeanOfRest)
     """The eigenvalue of all other directions."""
-    damping: FactorDamping = SplitDamping()
+    damping: FactorDamping = field(default_factory=SplitDamping)
     """How the damping enters the factors."""
 
     def __post_init__(self) -> None:
