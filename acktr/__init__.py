@@ -8,7 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    BKFAC,
+    BKFACC,
+    BRKFAC,
+    EKFAC,
+    KFAC,
+    RSKFAC,
+    SREKFAC,
+    AdaptiveRank,
+    BlockDiagonal,
+    ByName,
+    ByWidth,
+    Diagonal,
+    FactoredKFAC,
+)
 from acktr.curvature.members import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
@@ -32,10 +46,18 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 
 
 __all__ = [
+    "BKFAC",
+    "BKFACC",
+    "BRKFAC",
     "EKFAC",
     "KFAC",
+    "RSKFAC",
+    "SREKFAC",
+    "AdaptiveRank",
     "BlockDiagonal",
     "BlockMetric",
+    "ByName",
+    "ByWidth",
     "Categorical",
     "Diagonal",
     "DiagonalGaussian",

@@ -6,6 +6,8 @@ finiteness is therefore checked before and after, and failures climb a ladder of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,15 +35,23 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not _finite(matrix):
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
-    symmetric = (matrix + matrix.mT) / 2
-    for rung in (symmetric, symmetric.double(), symmetric.double().cpu()):
+    found = _climbed(torch.linalg.eigh, (matrix + matrix.mT) / 2)
+    if found is None:
+        raise DecompositionError(f"no eigendecomposition of a {tuple(matrix.shape)} moment was finite")
+    values, vectors = found
+    return values.clamp_min(0), vectors
+
+
+def _climbed(decompose: Callable[[Tensor], Sequence[Tensor]], matrix: Tensor) -> list[Tensor] | None:
+    """The first finite decomposition on the ladder, in the matrix's type and on its device."""
+    for rung in (matrix, matrix.double(), matrix.double().cpu()):
         try:
-            values, vectors = torch.linalg.eigh(rung)
+            parts = decompose(rung)
         except RuntimeError:
             continue
-        if _finite(values) and _finite(vectors):
-            return values.clamp_min(0).to(matrix), vectors.to(matrix)
-    raise DecompositionError(f"no eigendecomposition of a {tuple(matrix.shape)} moment was finite")
+        if all(_finite(part) for part in parts):
+            return [part.to(matrix) for part in parts]
+    return None
 
 
 def leading_eigenvectors(matrix: Tensor, count: int, start: Tensor | None = None) -> Tensor:
@@ -67,18 +77,91 @@ def leading_eigenvectors(matrix: Tensor, count: int, start: Tensor | None = None
         return symmetric_eigen(matrix)[1][:, -count:]
     if not _finite(matrix):
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
-    space = _random_start(matrix, count) if start is None else start
-    for _ in range(FIRST_STEPS if start is None else 1):
+    space = random_columns(matrix, count) if start is None else start
+    return ritz_pairs(matrix, sharpened(matrix, space, FIRST_STEPS if start is None else 1))[1]
+
+
+def random_columns(matrix: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Columns of independent normal numbers, in a matrix's height and type; the same ones for the same seed.
+
+    Args:
+        matrix: shape [n, ...].
+        count: how many.
+        seed: any will do, and a stated one makes runs repeatable.
+
+    Returns:
+        Shape [n, count].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(matrix), count, generator=generator, dtype=matrix.dtype).to(matrix.device)
+
+
+def sharpened(matrix: Tensor, space: Tensor, steps: int) -> Tensor:
+    """Turn a space towards the leading eigenvectors: power steps with a new orthonormal basis after each.
+
+    Without it, directions that are weaker than the first by more than the type's precision are lost in the power.
+
+    Args:
+        matrix: shape [n, n], symmetric.
+        space: columns, shape [n, m], m ≤ n.
+        steps: how many, at least 1.
+
+    Returns:
+        Orthonormal columns, shape [n, m].
+
+    Raises:
+        DecompositionError: if the matrix is not finite.
+    """
+    if not _finite(matrix):
+        raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
+    for _ in range(steps):
         space = torch.linalg.qr(matrix @ space)[0]
-    vectors: Tensor = space @ symmetric_eigen(space.mT @ matrix @ space)[1]
+    return space
+
+
+def ritz_pairs(matrix: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """Rayleigh–Ritz: a positive semi-definite matrix's best eigenpairs inside a space.
+
+    The symmetric randomised eigendecomposition of Halko, Martinsson & Tropp 2011 (section 5.3) on a sharpened space.
+
+    Args:
+        matrix: shape [n, n], symmetric.
+        space: orthonormal columns, shape [n, m].
+
+    Returns:
+        Values [m], ascending and none above the matrix's own of the same rank, and orthonormal vectors [n, m].
+
+    Raises:
+        DecompositionError: if there are none that are finite.
+    """
+    values, turn = symmetric_eigen(space.mT @ matrix @ space)
+    vectors: Tensor = space @ turn
     if not _finite(vectors):
         raise DecompositionError(f"no leading eigenvectors of a {tuple(matrix.shape)} moment were finite")
-    return vectors
+    return values, vectors
 
 
-def _random_start(matrix: Tensor, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)  # any will do, and the same one makes runs repeatable
-    return torch.randn(len(matrix), count, generator=generator, dtype=matrix.dtype).to(matrix.device)
+def singular_pairs(matrix: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors of a symmetric matrix projected on a space from the left.
+
+    The right side (V of QQᵀK = PSVᵀ) holds one product with the matrix more than the space itself, so both values and
+    vectors are closer than the Ritz pairs of the same space; the price is an SVD of an [m, n] matrix.
+
+    Args:
+        matrix: shape [n, n], symmetric.
+        space: Q, orthonormal columns, shape [n, m].
+
+    Returns:
+        Values [m], ascending and none above the matrix's own of the same rank, and orthonormal vectors [n, m].
+
+    Raises:
+        DecompositionError: if no rung of the ladder succeeds.
+    """
+    found = _climbed(lambda projected: torch.linalg.svd(projected, full_matrices=False)[1:], space.mT @ matrix)
+    if found is None:
+        raise DecompositionError(f"no singular value decomposition of a {tuple(matrix.shape)} moment was finite")
+    values, vectors = found
+    return values.flip(0), vectors.mT.flip(1)
 
 
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:

@@ -18,7 +18,18 @@ Algorithm = Literal["acktr", "ppo", "a2c", "trpo"]
 Decay = Literal["constant", "linear", "late"]
 """How a value develops: as it is, falling linearly to 0 at the end of training, or that in its last fifth alone."""
 
-Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal", "adam"]
+Curvature = Literal[
+    "ekfac",
+    "kfac",
+    "factored-kfac",
+    "diagonal",
+    "rs-kfac",
+    "sre-kfac",
+    "b-kfac",
+    "b-r-kfac",
+    "b-kfac-c",
+    "adam",
+]
 """Which approximation of a layer's curvature; adam has none, and no trust region either."""
 
 Fisher = Literal["sampled", "exact", "empirical"]
@@ -104,7 +115,7 @@ class ActorConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
+    """Eigenvectors kept of a wide factor. None: all of ekfac's, 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -159,7 +170,7 @@ class CriticConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
+    """Eigenvectors kept of a wide factor. None: all of ekfac's, 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Curvature, Diagonal, FactoredKFAC
+from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Curvature, Diagonal, FactoredKFAC
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -90,7 +90,17 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
-_CURVATURES: dict[str, Any] = {"ekfac": EKFAC, "kfac": KFAC, "factored-kfac": FactoredKFAC, "diagonal": Diagonal}
+_CURVATURES: dict[str, Any] = {
+    "ekfac": EKFAC,
+    "kfac": KFAC,
+    "factored-kfac": FactoredKFAC,
+    "diagonal": Diagonal,
+    "rs-kfac": RSKFAC,
+    "sre-kfac": SREKFAC,
+    "b-kfac": BKFAC,
+    "b-r-kfac": BRKFAC,
+    "b-kfac-c": BKFACC,
+}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
@@ -102,8 +112,10 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)
-    if config.rank is not None and config.curvature != "ekfac":
-        raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
+    ranked = [name for name, choice in _CURVATURES.items() if "rank" in choice.__dataclass_fields__]
+    if config.rank is not None and config.curvature not in ranked:
+        names = " or ".join(ranked)
+        raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}
     choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return choice

@@ -1,28 +1,47 @@
 """Approximations of the Fisher: one block per layer, and whole networks'."""
 
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
+from acktr.curvature.bkfac import BKFAC, BKFACC, BRKFAC
 from acktr.curvature.blockdiagonal import BlockDiagonal
 from acktr.curvature.choice import Curvature, curvature_over
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
+from acktr.curvature.factors import AdaptiveRank
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
+from acktr.curvature.mixture import ByName, ByWidth
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
+from acktr.curvature.pair import RelativeDamping, SplitDamping
+from acktr.curvature.randomised import RSKFAC, SREKFAC
+from acktr.curvature.spectrum import LastKept, MeanOfRest, ZeroTail
 
 __all__ = [
+    "BKFAC",
+    "BKFACC",
+    "BRKFAC",
     "EKFAC",
     "KFAC",
+    "RSKFAC",
+    "SREKFAC",
+    "AdaptiveRank",
     "Block",
     "BlockDiagonal",
     "BlockRule",
+    "ByName",
+    "ByWidth",
     "ConstantBlock",
     "Curvature",
     "CurvatureFactory",
     "Diagonal",
     "FactoredKFAC",
+    "LastKept",
+    "MeanOfRest",
     "NetworkCurvature",
     "NetworkCurvatureFactory",
     "ParameterBlock",
     "Place",
+    "RelativeDamping",
+    "SplitDamping",
     "Statistics",
+    "ZeroTail",
     "curvature_over",
 ]

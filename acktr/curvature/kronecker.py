@@ -183,12 +183,8 @@ class FactoredBlock(KroneckerBlock):
 
     def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
         A, G = self.input_moment.value, self.output_moment.value
-        tiny = torch.finfo(A.dtype).tiny
-        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
-        ratio = A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)
-        pi = ratio.sqrt().clamp(1e-8, 1e8)
-        root = damping**0.5
-        return damped_inverse(G, root / pi), damped_inverse(A, root * pi)
+        output_damping, input_damping = split_damping(G.diagonal().mean(), A.diagonal().mean(), damping)
+        return damped_inverse(G, output_damping), damped_inverse(A, input_damping)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and the inverses made since the last refresh."""
@@ -207,6 +203,25 @@ class FactoredBlock(KroneckerBlock):
         """Largest over mean diagonal entry of F̂, without a decomposition."""
         A, G = self.input_moment.value.diagonal(), self.output_moment.value.diagonal()
         return float(A.max() * G.max() / (A.mean() * G.mean()).clamp_min(torch.finfo(A.dtype).tiny))
+
+
+def split_damping(output_mean: Tensor, input_mean: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Share a damping out between the factors: √λ/π for the outputs' and π√λ for the inputs'.
+
+    Args:
+        output_mean: G's mean eigenvalue, tr G / o.
+        input_mean: A's mean eigenvalue, tr A / i.
+        damping: λ > 0.
+
+    Returns:
+        The outputs' and the inputs', whose product is λ.
+    """
+    tiny = torch.finfo(input_mean.dtype).tiny
+    # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+    ratio = input_mean.clamp_min(tiny) / output_mean.clamp_min(tiny)
+    pi = ratio.sqrt().clamp(1e-8, 1e8)
+    root = damping**0.5
+    return root / pi, root * pi
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acktr.curvature import EKFAC, KFAC, ConstantBlock, Diagonal, FactoredKFAC, ParameterBlock, Place
+from acktr.curvature import BKFAC, EKFAC, KFAC, SREKFAC, ConstantBlock, Diagonal, FactoredKFAC, ParameterBlock, Place
 from acktr.curvature.ekfac import EKFACBlock, carry_scaling
 from acktr.fisher import SampledFisher
 from acktr.likelihood import DiagonalGaussian, ScalarGaussian
 
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
-KRONECKER = [EKFAC(), KFAC(), FactoredKFAC()]
+SPLIT = (FactoredKFAC, SREKFAC, BKFAC)  # damping that is shared out between the factors
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), SREKFAC(), BKFAC()]  # the last two whole: layers are narrow
+KRONECKER = [EKFAC(), KFAC(), FactoredKFAC(), SREKFAC(), BKFAC()]
 ROUNDING = 1e-10  # float64, matrices of at most 100 rows and entries of order one
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 every_kronecker_block = pytest.mark.parametrize("factory", KRONECKER, ids=lambda f: type(f).__name__)
@@ -38,8 +39,8 @@ def test_the_operator_contract(factory, positions, oracle):
     X = block.solve(V, 0.1)
     assert torch.allclose(block.solve(3 * V, 0.1), 3 * X, atol=ROUNDING)
     residual = relative(block.multiply(X) + 0.1 * X, V)
-    # Factored damping is another matrix than F + λ: its residual shows that the check can fail.
-    assert residual > 1e-2 if isinstance(factory, FactoredKFAC) else residual < ROUNDING
+    # Damping split between factors is another matrix than F + λ: its residual shows that the check can fail.
+    assert residual > 1e-2 if isinstance(factory, SPLIT) else residual < ROUNDING
 
 
 @pytest.mark.parametrize("block", [ConstantBlock((1, 5), 2.0), ParameterBlock((1, 5), 0.9)])
@@ -71,8 +72,8 @@ def test_factored_damping_is_the_explicit_inverse(oracle):
 @every_block
 def test_much_damping_leaves_the_gradient(factory, oracle):
     block, V = oracle.built(factory, oracle.statistics()), torch.randn(3, 4)
-    # Factored damping adds cross terms of order √(F/λ) to the identity, so it comes slower.
-    assert relative(1e12 * block.solve(V, 1e12), V) < (1e-4 if isinstance(factory, FactoredKFAC) else 1e-10)
+    # Split damping adds cross terms of order √(F/λ) to the identity, so it comes slower.
+    assert relative(1e12 * block.solve(V, 1e12), V) < (1e-4 if isinstance(factory, SPLIT) else 1e-10)
     assert relative(block.solve(V, 1.0), V) > 1e-2
 
 
@@ -141,7 +142,7 @@ def test_one_example_is_solved_exactly(kind, factory, oracle):
     for member in oracle.curvature(network, likelihood, factory, inputs).members:
         true = oracle.block_of(dense, member, network)
         assert torch.allclose(member.block.dense(), true, atol=ROUNDING)
-        if not isinstance(factory, FactoredKFAC):
+        if not isinstance(factory, SPLIT):
             V = torch.randn(member.block.shape)
             expected = torch.linalg.solve(true + 0.1 * torch.eye(len(true)), V.flatten()).view_as(V)
             assert torch.allclose(member.block.solve(V, 0.1), expected, atol=ROUNDING)

@@ -9,14 +9,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC, Place
+from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Diagonal, FactoredKFAC, Place
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
 
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+LOW_RANK = [
+    SREKFAC(rank=2, oversampling=1),
+    RSKFAC(rank=2, oversampling=1),
+    BKFAC(rank=2, columns=3),
+    BRKFAC(rank=2, columns=3, overwrite_period=3),
+    BKFACC(rank=2, columns=3, correction_period=2, share=0.5),
+]
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Diagonal, FactoredKFAC
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
@@ -21,7 +21,14 @@ RULES = {
     "refresh": StepRule(refresh_period=3),
     "part": StepRule(combination=None, examples=7, corrections=1),
 }
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+LOW_RANK = [
+    SREKFAC(rank=1, oversampling=1),
+    RSKFAC(rank=1, oversampling=1),
+    BKFAC(rank=2, columns=2),
+    BRKFAC(rank=2, columns=2, overwrite_period=3),
+    BKFACC(rank=2, columns=2, correction_period=2, share=0.5),
+]
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
 
 
 def network():
