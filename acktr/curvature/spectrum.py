@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -74,7 +73,8 @@ class Spectrum:
         inside = self.basis.mT @ matrix
         if self.rank == self.width:
             return self.basis @ (kept[:, None] * inside)
-        return torch.addmm(rest * matrix, self.basis, (kept - rest)[:, None] * inside)
+        # In place: one copy of the matrix less, and wide ones are bound by memory.
+        return (rest * matrix).addmm_(self.basis, (kept - rest)[:, None] * inside)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All four tensors."""
