@@ -8,7 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    CGFAC,
+    EKFAC,
+    KFAC,
+    SENG,
+    SUA,
+    SUAEKFAC,
+    BlockDiagonal,
+    ColumnSketch,
+    Diagonal,
+    FactoredKFAC,
+    KFCReduce,
+    Kronecker,
+    MeanSUA,
+    PerExample,
+    WholeGram,
+)
 from acktr.curvature.members import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
@@ -32,11 +48,16 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 
 
 __all__ = [
+    "CGFAC",
     "EKFAC",
     "KFAC",
+    "SENG",
+    "SUA",
+    "SUAEKFAC",
     "BlockDiagonal",
     "BlockMetric",
     "Categorical",
+    "ColumnSketch",
     "Diagonal",
     "DiagonalGaussian",
     "EmpiricalFisher",
@@ -44,11 +65,16 @@ __all__ = [
     "ExactMetric",
     "FactoredKFAC",
     "Joint",
+    "KFCReduce",
+    "Kronecker",
     "LayerCombination",
+    "MeanSUA",
     "NaturalGradient",
+    "PerExample",
     "SampledFisher",
     "ScalarGaussian",
     "StepReport",
     "StepRule",
+    "WholeGram",
     "known_fisher",
 ]

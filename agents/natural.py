@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Curvature, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    CGFAC,
+    EKFAC,
+    KFAC,
+    SENG,
+    SUA,
+    SUAEKFAC,
+    Curvature,
+    Diagonal,
+    FactoredKFAC,
+    KFCReduce,
+    PerExample,
+)
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -90,7 +103,31 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
-_CURVATURES: dict[str, Any] = {"ekfac": EKFAC, "kfac": KFAC, "factored-kfac": FactoredKFAC, "diagonal": Diagonal}
+def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
+    return KFCReduce(EKFAC(ema, rank))
+
+
+def _sua(ema: float, rank: int | None = None) -> Curvature:
+    return SUA(ema, EKFAC(ema, rank))
+
+
+def _sua_ekfac(ema: float, rank: int | None = None) -> Curvature:
+    return SUAEKFAC(ema, EKFAC(ema, rank))
+
+
+_CURVATURES: dict[str, Any] = {
+    "ekfac": EKFAC,
+    "kfac": KFAC,
+    "factored-kfac": FactoredKFAC,
+    "diagonal": Diagonal,
+    "cg-fac": CGFAC,
+    "cg-fac-e": partial(CGFAC, operator=PerExample()),
+    "kfc-reduce": _kfc_reduce,
+    "seng": SENG,
+    "sua": _sua,
+    "sua-ekfac": _sua_ekfac,
+}
+_RANKED = {"ekfac", "kfc-reduce", "seng", "sua", "sua-ekfac"}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
@@ -102,8 +139,9 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)
-    if config.rank is not None and config.curvature != "ekfac":
-        raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
+    if config.rank is not None and config.curvature not in _RANKED:
+        wanted = ", ".join(sorted(_RANKED))
+        raise UsageError(f"rank {config.rank} needs one of {wanted}, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}
     choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return choice
