@@ -110,6 +110,7 @@ def damped_cholesky(matrix: Tensor, damping: Tensor | float) -> Tensor:
     if not _finite(matrix):
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor: Tensor
     for escalation in (1.0, 10.0, 100.0, 1000.0):
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
         if int(info) == 0:

@@ -116,7 +116,8 @@ class ActorConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
+    """Eigenvectors that EKFAC (kfc-reduce and sua where they are EKFAC, too) keeps of a factor more than four times as
+    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all.""""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -171,7 +172,8 @@ class CriticConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors that EKFAC keeps of a factor more than four times as wide; None keeps all."""
+    """Eigenvectors that EKFAC (kfc-reduce and sua where they are EKFAC, too) keeps of a factor more than four times as
+    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all.""""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float

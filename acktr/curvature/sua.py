@@ -102,7 +102,7 @@ class SUABlock(Block):
     def _mix(self, matrix: Tensor, channels: Tensor) -> Tensor:
         """V (M ⊗ I_Δ) with M over channels; the bias's column stays."""
         width = self.channels * self.place.offsets
-        body = matrix[..., :width].unflatten(-1, (self.channels, self.place.offsets))
+        body = matrix[..., :width].reshape(*matrix.shape[:-1], self.channels, self.place.offsets)
         mixed = (channels.mT @ body).flatten(-2)
         return torch.cat([mixed, matrix[..., width:]], dim=-1) if self.place.bias else mixed
 

@@ -89,7 +89,7 @@ def test_adam_in_place_of_the_natural_gradient() -> None:
 
 
 def test_a_rank_that_nothing_uses_is_refused() -> None:
-    with pytest.raises(UsageError, match="rank 3 needs one of ekfac, .*got kfac"):
+    with pytest.raises(UsageError, match=r"rank 3 needs one of ekfac, .*got kfac"):
         build.make_agent(with_actor(rank=3, curvature="kfac"), still(VECTOR))
 
 
