@@ -117,7 +117,7 @@ class ActorConfig:
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
     """Eigenvectors that EKFAC (kfc-reduce and sua where they are EKFAC, too) keeps of a factor more than four times as
-    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all.""""
+    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -173,7 +173,7 @@ class CriticConfig:
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
     """Eigenvectors that EKFAC (kfc-reduce and sua where they are EKFAC, too) keeps of a factor more than four times as
-    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all.""""
+    wide, or singular vectors that seng keeps of an example's gradient in a convolution; None keeps all."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
