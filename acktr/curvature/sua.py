@@ -177,24 +177,37 @@ class MeanSUABlock(SUABlock):
     """Covariances, and one more direction for the mean and the bias: solved by Sherman and Morrison's formula."""
 
     mean: Tensor | None = None
-    """√T m in the eigenbasis, shape [i]."""
+    """μ ⊗ 1 in the eigenbasis, shape [channels · offsets]."""
+    positions: Tensor | None = None
+    """T, scalar."""
 
     def _decompose(self) -> None:
+        covariance, mean, positions = self._moments()
+        values, basis = symmetric_eigen(covariance)
+        self._adopt(basis, self._spread(values, torch.zeros_like(positions)))
+        self.mean, self.positions = (mean @ basis).repeat_interleave(self.place.offsets), positions
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """T Cov, μ and T."""
         moment = self.channel_moment.value
         positions = moment[-1, -1]
         mean = moment[:-1, -1] / positions.clamp_min(torch.finfo(moment.dtype).tiny)
-        values, basis = symmetric_eigen(moment[:-1, :-1] - positions * torch.outer(mean, mean))
-        self._adopt(basis, self._spread(values, torch.zeros_like(positions)))
-        self.mean = self._spread(mean @ basis, torch.ones_like(positions)) * positions.sqrt()
+        return moment[:-1, :-1] - positions * torch.outer(mean, mean), mean, positions
 
-    def _direction(self) -> tuple[Tensor, Tensor]:
-        """Γ's eigenvalues [o, 1], and √T m."""
+    def _decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues of Γ ⊗ T Cov [o, channels · offsets], Γ's times T [o, 1], and the mean."""
+        scaling = self._bases()[2]
         assert self.output_values is not None
+        assert self.positions is not None
         assert self.mean is not None
-        return self.output_values[:, None], self.mean
+        return scaling[:, : len(self.mean)], (self.positions * self.output_values)[:, None], self.mean
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
-        """(F̂ + λ)⁻¹ V: along each eigenvector of Γ, with eigenvalue d, a diagonal matrix plus d T m mᵀ.
+        """(F̂ + λ)⁻¹ V, along each eigenvector of Γ by itself.
+
+        With d T for its eigenvalue times T, the bias b is eliminated: b = (v_b − d T mᵀx) / (d T + λ) leaves
+        (D + λ + c m mᵀ) x = v − d T / (d T + λ) v_b m with D diagonal and c = d T λ / (d T + λ), which is small; with
+        b kept as a coordinate, all of its size would cancel. Without a bias c = d T.
 
         Args:
             matrix: V, shape [o, i].
@@ -203,11 +216,18 @@ class MeanSUABlock(SUABlock):
         Returns:
             Shape [o, i].
         """
-        damped = self._bases()[2] + damping
-        values, mean = self._direction()
-        plain, along = self._turn(matrix) / damped, mean / damped
-        excess = values * (plain @ mean)[:, None] / (1 + values * (along @ mean)[:, None])
-        return self._turn_back(plain - along * excess)
+        scaling, weights, mean = self._decomposed()
+        coordinates, damped = self._turn(matrix), scaling + damping
+        body, bias = coordinates[:, : len(mean)], coordinates[:, len(mean) :]
+        if self.place.bias:
+            share = weights / (weights + damping)
+            body, factor = body - share * bias * mean, share * damping
+        else:
+            factor = weights
+        plain, along = body / damped, mean / damped
+        plain = plain - along * (factor * (plain @ mean)[:, None] / (1 + factor * (along @ mean)[:, None]))
+        rest = (bias - weights * (plain @ mean)[:, None]) / (weights + damping)  # no column where there is no bias
+        return self._turn_back(torch.cat([plain, rest], dim=1))
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """Γ V Ω.
@@ -218,24 +238,22 @@ class MeanSUABlock(SUABlock):
         Returns:
             Shape [o, i].
         """
-        moment = self.channel_moment.value
-        positions = moment[-1, -1]
-        mean = moment[:-1, -1] / positions.clamp_min(torch.finfo(moment.dtype).tiny)
-        covariance = self._mix(matrix, moment[:-1, :-1] - positions * torch.outer(mean, mean))
+        covariance, mean, positions = self._moments()
+        spread = self._mix(matrix, covariance)
         if self.place.bias:
-            covariance[:, -1] = 0
+            spread[:, -1] = 0
         direction = self._spread(mean, torch.ones_like(positions))
-        return self.output_moment.value @ (covariance + positions * torch.outer(matrix @ direction, direction))
+        return self.output_moment.value @ (spread + positions * torch.outer(matrix @ direction, direction))
 
     def condition(self) -> float:
         """Largest over mean entry of F̂'s diagonal in the eigenbasis."""
-        values, mean = self._direction()
-        diagonal = self._bases()[2] + values * mean.square()
+        scaling, weights, mean = self._decomposed()
+        diagonal = torch.cat([scaling + weights * mean.square(), weights], dim=1)[:, : self.shape[1]]
         return float(diagonal.max() / diagonal.mean().clamp_min(torch.finfo(diagonal.dtype).tiny))
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, and the mean."""
-        return super().state_dict() | {"mean": self.mean}
+        return super().state_dict() | {"mean": self.mean, "positions": self.positions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore all of it, and the mean.
@@ -244,7 +262,7 @@ class MeanSUABlock(SUABlock):
             state: what `state_dict` returned.
         """
         super().load_state_dict(state)
-        self.mean = state["mean"]
+        self.mean, self.positions = state["mean"], state["positions"]
 
 
 class SUAEKFACBlock(SUABlock):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC, Place
+from acktr.curvature import CGFAC, EKFAC, KFAC, SENG, Diagonal, FactoredKFAC, KFCReduce, PerExample, Place
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
@@ -17,6 +17,7 @@ from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
 
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+FACTORIES += [CGFAC(), CGFAC(operator=PerExample()), SENG(), KFCReduce()]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 
