@@ -27,6 +27,7 @@ Curvature = Literal[
     "cg-fac",
     "cg-fac-e",
     "kfc-reduce",
+    "mean-sua",
     "seng",
     "sua",
     "sua-ekfac",

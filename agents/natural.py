@@ -17,6 +17,7 @@ from acktr.curvature import (
     Diagonal,
     FactoredKFAC,
     KFCReduce,
+    MeanSUA,
     PerExample,
 )
 from acktr.firstorder import Adam
@@ -107,6 +108,10 @@ def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
     return KFCReduce(EKFAC(ema, rank))
 
 
+def _mean_sua(ema: float, rank: int | None = None) -> Curvature:
+    return MeanSUA(ema, EKFAC(ema, rank))
+
+
 def _sua(ema: float, rank: int | None = None) -> Curvature:
     return SUA(ema, EKFAC(ema, rank))
 
@@ -123,11 +128,12 @@ _CURVATURES: dict[str, Any] = {
     "cg-fac": CGFAC,
     "cg-fac-e": partial(CGFAC, operator=PerExample()),
     "kfc-reduce": _kfc_reduce,
+    "mean-sua": _mean_sua,
     "seng": SENG,
     "sua": _sua,
     "sua-ekfac": _sua_ekfac,
 }
-_RANKED = {"ekfac", "kfc-reduce", "seng", "sua", "sua-ekfac"}
+_RANKED = {"ekfac", "kfc-reduce", "mean-sua", "seng", "sua", "sua-ekfac"}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,

@@ -6,10 +6,11 @@ from acktr.curvature.cgfac import CGFAC
 from acktr.curvature.choice import Curvature, curvature_over
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
+from acktr.curvature.examples import PerExample
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
 from acktr.curvature.reduce import KFCReduce
-from acktr.curvature.rows import Kronecker, PerExample
+from acktr.curvature.rows import Kronecker
 from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
 from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
 

@@ -4,7 +4,8 @@ With J one gradient of an example and seed per row over √N, F = JᵀJ has rank
 
     (JᵀJ + λ I)⁻¹ V = (V − Jᵀ (J Jᵀ + λ I)⁻¹ J V) / λ
 
-needs one R × R system. For a layer without shared weights J Jᵀ = (a aᵀ) ∘ (g gᵀ): R² (o + i) products, and no J.
+needs one R × R system. For a layer without shared weights J Jᵀ = (a aᵀ) ∘ (g gᵀ): R² (o + i) products, and no J. Where
+the matrix has fewer entries than there are rows, JᵀJ itself is the smaller system.
 
 The paper's Fisher is the empirical one. Which gradients the rows are is here the choice of `fisher`, as for every other
 curvature: sampled from the model unless `EmpiricalFisher` is asked for. Several seeds are so many more rows.
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature.base import Block, Place
-from acktr.curvature.rows import Batch, ExampleOperator, PerExample, RowBlock, RowMemory
+from acktr.curvature.examples import ExampleOperator, PerExample
+from acktr.curvature.rows import Batch, RowBlock, RowMemory
 from acktr.linalg import DecompositionError, damped_cholesky
 
 REFINEMENTS = 1
@@ -31,7 +33,7 @@ class GramSolver(Protocol):
     """How the system in the space of examples is formed and solved."""
 
     def gram(self, operator: ExampleOperator, draw: int) -> Tensor:
-        """J Jᵀ or an estimate of it, shape [R, R]."""
+        """J Jᵀ, an estimate of it, or JᵀJ."""
         ...
 
     def solve(self, operator: ExampleOperator, factor: Tensor, matrix: Tensor, damping: float) -> Tensor:
@@ -41,32 +43,37 @@ class GramSolver(Protocol):
 
 @dataclass(frozen=True)
 class WholeGram:
-    """The whole of J Jᵀ, and a direct solve."""
+    """A direct solve in the smaller of the two spaces, of examples or of the matrix's entries."""
 
     def gram(self, operator: ExampleOperator, draw: int) -> Tensor:
-        """J Jᵀ.
+        """J Jᵀ, or JᵀJ where that is smaller.
 
         Args:
             operator: J.
             draw: unused; nothing is drawn.
 
         Returns:
-            Shape [R, R].
+            Shape [R, R] or [o · i, o · i].
         """
-        return operator.gram()
+        if not _wide(operator):
+            return operator.gram()
+        rows = operator.explicit()
+        return rows.mT @ rows
 
     def solve(self, operator: ExampleOperator, factor: Tensor, matrix: Tensor, damping: float) -> Tensor:
-        """Woodbury's identity, then the same once more on what it left.
+        """Woodbury's identity, then the same once more on what it left; or the damped JᵀJ's own inverse.
 
         Args:
             operator: J.
-            factor: Cholesky factor of J Jᵀ + λ.
+            factor: Cholesky factor of the Gram matrix + λ.
             matrix: V, shape [o, i].
             damping: λ > 0.
 
         Returns:
             Shape [o, i].
         """
+        if _wide(operator):
+            return _back_substituted(factor, matrix.flatten()).view_as(matrix)
         solution = _woodbury(operator, factor, matrix, damping)
         for _ in range(REFINEMENTS):
             rest = matrix - operator.multiply(solution) - damping * solution
@@ -106,13 +113,12 @@ class ColumnSketch:
         Returns:
             Shape [R, R].
         """
-        like = operator.diagonal()
-        if self.columns >= like.numel():
+        entries = operator.size[1]
+        if self.columns >= entries:
             return operator.gram()
-        generator = torch.Generator().manual_seed(draw)
-        places = torch.randperm(like.numel(), generator=generator)[: self.columns].to(like.device)
+        places = torch.randperm(entries, generator=torch.Generator().manual_seed(draw))[: self.columns]
         sketch = operator.columns(places)
-        return (sketch @ sketch.mT) * (like.numel() / self.columns)
+        return (sketch @ sketch.mT) * (entries / self.columns)
 
     def solve(self, operator: ExampleOperator, factor: Tensor, matrix: Tensor, damping: float) -> Tensor:
         """(V − Jᵀ y) / λ with (J Jᵀ + λ) y = J V solved in a few preconditioned steps.
@@ -166,7 +172,7 @@ class SENGBlock(RowBlock):
         operator = self._examples.operator(*used)
         gram = self.solver.gram(operator, draw)
         if not bool(torch.isfinite(gram).all()):
-            raise DecompositionError(f"the Gram matrix of {len(gram)} examples is not finite")
+            raise DecompositionError(f"the Gram matrix of {operator.size[0]} examples is not finite")
         return operator, gram
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
@@ -242,6 +248,11 @@ class SENG:
             The block.
         """
         return SENGBlock(place.shape, PerExample(self.rank), RowMemory(self.memory, self.ema), self.solver)
+
+
+def _wide(operator: ExampleOperator) -> bool:
+    rows, entries = operator.size
+    return rows > entries
 
 
 def _woodbury(operator: ExampleOperator, factor: Tensor, matrix: Tensor, damping: float) -> Tensor:

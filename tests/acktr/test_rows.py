@@ -6,7 +6,8 @@ import torch
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature import CGFAC, KFAC, SENG, ColumnSketch, Kronecker, PerExample, Place, Statistics, WholeGram
 from acktr.curvature.base import MAX_FAILURES
-from acktr.curvature.rows import ExampleGradients, ExampleRows, RowMemory
+from acktr.curvature.examples import ExampleGradients, ExampleRows
+from acktr.curvature.rows import RowMemory
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.linalg import DecompositionError
 
@@ -46,6 +47,14 @@ def test_the_block_is_the_dense_one_of_the_examples(choice, seeds, positions, or
     assert block.condition() == pytest.approx(float(diagonal.max() / diagonal.mean()))
     product = oracle.built(CGFAC(stop=TIGHT), statistics).dense()
     assert not torch.allclose(product, dense, atol=1e-2)
+
+
+def test_the_direct_system_is_the_smaller_one(oracle):
+    few, many, V = oracle.statistics(examples=4, seeds=1), oracle.statistics(examples=20, seeds=1), torch.randn(3, 4)
+    for statistics, side in ((few, 4), (many, 12)):
+        block = oracle.built(SENG(), statistics)
+        assert len(block.solver.gram(block.operator, 1)) == side
+        assert torch.allclose(block.solve(V, 0.1), damped_solution(block_of(statistics), V, 0.1), atol=ROUNDING)
 
 
 @every_choice
@@ -145,10 +154,12 @@ def test_rows_and_gradients_are_the_same_operator(seeds, positions, oracle):
         (rows.along(V), whole.along(V)),
         (rows.back(c), whole.back(c)),
         (rows.gram(), whole.gram()),
+        (rows.explicit(), whole.explicit()),
         (rows.columns(places), whole.columns(places)),
         (rows.diagonal(), whole.diagonal()),
     ):
         assert torch.allclose(mine, other, atol=ROUNDING)
+    assert rows.size == whole.size == (5 * seeds, 12)
     flat = whole.gradients.flatten(1)
     assert torch.allclose(rows.gram(), flat @ flat.mT, atol=ROUNDING)
     if positions > 1:  # the Gram matrix of summed rows is another one
