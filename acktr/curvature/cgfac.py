@@ -94,13 +94,15 @@ class CGFAC:
     """Weight of a kept batch relative to the next newer one."""
     memory: int = 4
     """Batches kept. The note knows the latest alone, which `memory=1` gives; a few more are an average."""
+    examples: int | None = None
+    """Most examples kept of a batch, drawn at random; None for all."""
     operator: RowModel = field(default_factory=Kronecker)
     """Which Fisher of the rows: `Kronecker()` or `PerExample()`."""
     stop: Stop = field(default_factory=Stop)
     """Relative residual and number of steps."""
 
     def __post_init__(self) -> None:
-        RowMemory(self.memory, self.ema)  # says what is out of range
+        RowMemory(self.memory, self.ema, self.examples)  # says what is out of range
 
     def build(self, place: Place) -> Block:
         """A block over a layer's matrix.
@@ -111,4 +113,4 @@ class CGFAC:
         Returns:
             The block.
         """
-        return CGBlock(place.shape, self.operator, RowMemory(self.memory, self.ema), self.stop)
+        return CGBlock(place.shape, self.operator, RowMemory(self.memory, self.ema, self.examples), self.stop)

@@ -129,19 +129,41 @@ class RowMemory:
     Args:
         batches: how many are kept.
         ema: weight of a batch relative to the next newer one.
+        examples: most examples kept of a batch, drawn at random; None for all.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
-    def __init__(self, batches: int, ema: float) -> None:
+    def __init__(self, batches: int, ema: float, examples: int | None = None) -> None:
         if batches < 1:
             raise ValueError(f"memory must be at least 1 batch, got {batches}")
+        if examples is not None and examples < 1:
+            raise ValueError(f"examples must be at least 1, or None for whole batches, got {examples}")
         if not 0 <= ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {ema}")
         self.ema = ema
+        self.examples = examples
+        self.draws = 0
+        """Batches of which a part was drawn; the number seeds the draw, so that runs repeat."""
         # Without any weight for the past there is nothing to keep of it.
         self.batches: deque[Batch] = deque(maxlen=batches if ema else 1)
+
+    def part(self, statistics: Statistics) -> Statistics:
+        """What is kept of a batch's examples; their mean is unbiased.
+
+        Args:
+            statistics: the layer's rows of the batch.
+
+        Returns:
+            Rows of some or all examples.
+        """
+        if self.examples is None or self.examples >= statistics.examples:
+            return statistics
+        self.draws += 1
+        order = torch.randperm(statistics.examples, generator=torch.Generator().manual_seed(self.draws))
+        few = order[: self.examples].to(statistics.inputs.device)
+        return Statistics(statistics.inputs[few], statistics.output_grads[:, few])
 
     def weights(self) -> list[float]:
         """One per batch, oldest first; they sum to 1."""
@@ -196,7 +218,7 @@ class RowBlock(Block):
         Args:
             statistics: the layer's rows of this batch.
         """
-        self.memory.batches.append(self.model.keep(statistics))
+        self.memory.batches.append(self.model.keep(self.memory.part(statistics)))
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """F̂ V.
@@ -229,6 +251,7 @@ class RowBlock(Block):
         """The kept rows and the counts of failures and of the basis's age."""
         return {
             "batches": [list(batch) for batch in self.memory.batches],
+            "draws": self.memory.draws,
             "counts": [self.failures, self.skipped_refreshes, self.basis_age],
         }
 
@@ -238,6 +261,7 @@ class RowBlock(Block):
         Args:
             state: what `state_dict` returned.
         """
+        self.memory.draws = state["draws"]
         self.memory.batches.clear()
         self.memory.batches.extend(tuple(batch) for batch in state["batches"])
         self.failures, self.skipped_refreshes, self.basis_age = state["counts"]

@@ -135,6 +135,41 @@ def test_thin_rows_of_several_batches_stay_rows(oracle):
     assert torch.allclose(block.multiply(V), G @ V @ A, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("choice", [SENG(memory=1, examples=3), CGFAC(memory=1, examples=3, stop=TIGHT)], ids=repr)
+def test_a_part_of_a_batch_is_unbiased(choice, oracle):
+    statistics = oracle.statistics(examples=10, seeds=1)
+    # What is linear in the rows is unbiased: the exact block of one choice, a factor of the other.
+    block, expected = choice.build(Place((3, 4))), statistics.input_moment().value
+    draws = []
+    for _ in range(600):
+        block.update(statistics)
+        if isinstance(choice, SENG):
+            block.refresh()
+            draws.append(block.dense())
+        else:
+            a = block.operator.inputs
+            draws.append(a if a.shape == (4, 4) else a.mT @ a)
+    if isinstance(choice, SENG):
+        expected = block_of(statistics)
+        assert block.operator.size[0] == 3
+    assert oracle.z_scores(torch.stack(draws), expected).max() < 5
+    assert oracle.z_scores(torch.stack(draws), expected * 1.2).max() > 5
+    again = choice.build(Place((3, 4)))
+    again.load_state_dict(block.state_dict())
+    for twin in (block, again):
+        twin.update(statistics)
+        twin.refresh()
+    assert torch.equal(block.dense(), again.dense()), "the next part is the same after a restart"
+    assert not torch.equal(block.dense(), first_part(choice, statistics))
+
+
+def first_part(choice, statistics):
+    block = choice.build(Place((3, 4)))
+    block.update(statistics)
+    block.refresh()
+    return block.dense()
+
+
 def test_images_of_two_sizes_are_kept_side_by_side(oracle):
     small, large = oracle.statistics(positions=2, examples=4), oracle.statistics(positions=5, examples=4)
     block = CGFAC(ema=0.5, memory=2, operator=PerExample()).build(Place((3, 4)))
@@ -242,7 +277,7 @@ def test_woodbury_s_identity_holds_in_single_precision(oracle):
 
 def test_rows_in_use_are_those_of_the_latest_refresh(oracle):
     first, second, V = oracle.statistics(), oracle.statistics(), torch.randn(3, 4)
-    block = oracle.built(SENG(), first)
+    block = oracle.built(SENG(memory=1), first)
     before = block.solve(V, 0.1)
     block.update(second)
     assert torch.equal(block.solve(V, 0.1), before)
@@ -252,7 +287,7 @@ def test_rows_in_use_are_those_of_the_latest_refresh(oracle):
 
 
 def test_rows_that_overflow_leave_the_last_good_ones_in_use(oracle):
-    block, V = oracle.built(SENG(), oracle.statistics()), torch.randn(3, 4)
+    block, V = oracle.built(SENG(memory=1), oracle.statistics()), torch.randn(3, 4)
     before = block.solve(V, 0.1)
     bad = Statistics(torch.full((2, 1, 4), 1e200), torch.full((1, 2, 1, 3), 1e200))
     for failures in range(1, MAX_FAILURES):
@@ -307,6 +342,7 @@ def test_kept_rows_are_copies(choice, oracle):
         (lambda: CGFAC(ema=1.0), r"ema must be in \[0, 1\), got 1\.0"),
         (lambda: SENG(memory=-1), "memory must be at least 1 batch, got -1"),
         (lambda: SENG(ema=-0.5), r"ema must be in \[0, 1\), got -0\.5"),
+        (lambda: SENG(examples=0), "examples must be at least 1.*got 0"),
         (lambda: SENG(rank=0), "rank must be at least 1.*got 0"),
         (lambda: ColumnSketch(0), "columns must be at least 1, got 0"),
     ],
