@@ -201,7 +201,7 @@ class SENGBlock(RowBlock):
         return super().state_dict() | {
             "used": [list(batch) for batch in batches],
             "weights": weights,
-            "factor": self._factor,
+            "factor": None if self._factor is None else list(self._factor),
             "sketches": self.sketches,
         }
 

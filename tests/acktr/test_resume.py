@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.curvature import CGFAC, EKFAC, KFAC, SENG, ColumnSketch, Diagonal, FactoredKFAC, PerExample
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
@@ -22,6 +22,12 @@ RULES = {
     "part": StepRule(combination=None, examples=7, corrections=1),
 }
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+FACTORIES += [
+    CGFAC(),
+    CGFAC(memory=2, examples=7, operator=PerExample()),
+    SENG(examples=7),
+    SENG(solver=ColumnSketch(5)),
+]
 
 
 def network():
