@@ -74,9 +74,9 @@ def test_the_block_of_a_network_is_its_fishers(choice, fisher, kind, oracle):
 
 
 @pytest.mark.parametrize("positions", [1, 4])
-@pytest.mark.parametrize("examples", [2, 30])
+@pytest.mark.parametrize("examples", [2, 3, 30])
 def test_the_kronecker_operator_converged_is_kfac_on_one_batch(examples, positions, oracle):
-    """Two examples are kept as rows, thirty as moments."""
+    """Two examples are kept as rows, thirty as moments, three as rows on the wider side alone."""
     statistics = oracle.statistics(examples=examples, positions=positions, seeds=1)
     block, kfac = oracle.built(CGFAC(ema=0.0, stop=TIGHT), statistics), oracle.built(KFAC(ema=0.0), statistics)
     V = torch.randn(3, 4)
