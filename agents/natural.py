@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from acktr.combination import LayerCombination
@@ -133,7 +134,6 @@ _CURVATURES: dict[str, Any] = {
     "sua": _sua,
     "sua-ekfac": _sua_ekfac,
 }
-_RANKED = {"ekfac", "kfc-reduce", "mean-sua", "seng", "sua", "sua-ekfac"}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
@@ -145,9 +145,10 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)
-    if config.rank is not None and config.curvature not in _RANKED:
-        wanted = ", ".join(sorted(_RANKED))
-        raise UsageError(f"rank {config.rank} needs one of {wanted}, got {config.curvature}; leave rank at null")
+    ranked = [name for name, choice in _CURVATURES.items() if "rank" in signature(choice).parameters]
+    if config.rank is not None and config.curvature not in ranked:
+        names = " or ".join(ranked)
+        raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}
     choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return choice

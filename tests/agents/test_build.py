@@ -102,7 +102,7 @@ def test_every_curvature_s_name_is_another_choice() -> None:
 
 
 def test_a_rank_that_nothing_uses_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"rank 3 needs one of ekfac, .*got kfac"):
+    with pytest.raises(UsageError, match=r"rank 3 needs curvature ekfac or .*, got kfac"):
         build.make_agent(with_actor(rank=3, curvature="kfac"), still(VECTOR))
 
 
