@@ -165,7 +165,7 @@ def singular_pairs(matrix: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
-    """(matrix + damping · I)⁻¹ by Cholesky, with ten times the damping after each failure, three times at most.
+    """(matrix + damping · I)⁻¹ by `damped_cholesky`.
 
     Args:
         matrix: shape [n, n], positive semi-definite up to rounding.
@@ -173,6 +173,19 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
 
     Returns:
         Shape [n, n].
+    """
+    return torch.cholesky_inverse(damped_cholesky(matrix, damping))
+
+
+def damped_cholesky(matrix: Tensor, damping: Tensor | float) -> Tensor:
+    """Cholesky factor of matrix + damping · I, with ten times the damping after each failure, three times at most.
+
+    Args:
+        matrix: shape [n, n], positive semi-definite up to rounding.
+        damping: scalar, > 0.
+
+    Returns:
+        The lower factor, shape [n, n].
 
     Raises:
         DecompositionError: if the matrix is not finite or no damping tried makes it positive definite.
@@ -180,10 +193,11 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     if not _finite(matrix):
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor: Tensor
     for escalation in (1.0, 10.0, 100.0, 1000.0):
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
         if int(info) == 0:
-            return torch.cholesky_inverse(factor)
+            return factor
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 

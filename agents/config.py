@@ -28,6 +28,13 @@ Curvature = Literal[
     "b-kfac",
     "b-r-kfac",
     "b-kfac-c",
+    "cg-fac",
+    "cg-fac-e",
+    "seng",
+    "kfc-reduce",
+    "sua",
+    "mean-sua",
+    "sua-ekfac",
     "adam",
 ]
 """Which approximation of a layer's curvature; adam has none, and no trust region either."""
@@ -115,7 +122,8 @@ class ActorConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors kept of a wide factor. None: all of ekfac's, 64 of the randomised and Brand K-FACs'."""
+    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a convolution.
+    None: all of them, but 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -170,7 +178,8 @@ class CriticConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors kept of a wide factor. None: all of ekfac's, 64 of the randomised and Brand K-FACs'."""
+    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a convolution.
+    None: all of them, but 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float

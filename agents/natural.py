@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Curvature, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    BKFAC,
+    BKFACC,
+    BRKFAC,
+    CGFAC,
+    EKFAC,
+    KFAC,
+    RSKFAC,
+    SENG,
+    SREKFAC,
+    SUA,
+    SUAEKFAC,
+    Curvature,
+    Diagonal,
+    FactoredKFAC,
+    KFCReduce,
+    MeanSUA,
+    PerExample,
+)
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -90,6 +110,22 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
+def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
+    return KFCReduce(EKFAC(ema, rank))
+
+
+def _mean_sua(ema: float, rank: int | None = None) -> Curvature:
+    return MeanSUA(ema, EKFAC(ema, rank))
+
+
+def _sua(ema: float, rank: int | None = None) -> Curvature:
+    return SUA(ema, EKFAC(ema, rank))
+
+
+def _sua_ekfac(ema: float, rank: int | None = None) -> Curvature:
+    return SUAEKFAC(ema, EKFAC(ema, rank))
+
+
 _CURVATURES: dict[str, Any] = {
     "ekfac": EKFAC,
     "kfac": KFAC,
@@ -100,6 +136,13 @@ _CURVATURES: dict[str, Any] = {
     "b-kfac": BKFAC,
     "b-r-kfac": BRKFAC,
     "b-kfac-c": BKFACC,
+    "cg-fac": CGFAC,
+    "cg-fac-e": partial(CGFAC, operator=PerExample()),
+    "kfc-reduce": _kfc_reduce,
+    "mean-sua": _mean_sua,
+    "seng": SENG,
+    "sua": _sua,
+    "sua-ekfac": _sua_ekfac,
 }
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
@@ -112,7 +155,7 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)
-    ranked = [name for name, choice in _CURVATURES.items() if "rank" in choice.__dataclass_fields__]
+    ranked = [name for name, choice in _CURVATURES.items() if "rank" in signature(choice).parameters]
     if config.rank is not None and config.curvature not in ranked:
         names = " or ".join(ranked)
         raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")

@@ -3,10 +3,12 @@
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
 from acktr.curvature.bkfac import BKFAC, BKFACC, BRKFAC
 from acktr.curvature.blockdiagonal import BlockDiagonal
+from acktr.curvature.cgfac import CGFAC
 from acktr.curvature.choice import Curvature, curvature_over
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.factors import AdaptiveRank
+from acktr.curvature.examples import PerExample
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.mixture import ByName, ByWidth
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
@@ -28,6 +30,16 @@ __all__ = [
     "BlockRule",
     "ByName",
     "ByWidth",
+from acktr.curvature.reduce import KFCReduce
+from acktr.curvature.rows import Kronecker
+from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
+from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
+
+    "CGFAC",
+    "SENG",
+    "SUA",
+    "SUAEKFAC",
+    "ColumnSketch",
     "ConstantBlock",
     "Curvature",
     "CurvatureFactory",
@@ -35,13 +47,18 @@ __all__ = [
     "FactoredKFAC",
     "LastKept",
     "MeanOfRest",
+    "KFCReduce",
+    "Kronecker",
+    "MeanSUA",
     "NetworkCurvature",
     "NetworkCurvatureFactory",
     "ParameterBlock",
+    "PerExample",
     "Place",
     "RelativeDamping",
     "SplitDamping",
     "Statistics",
     "ZeroTail",
+    "WholeGram",
     "curvature_over",
 ]

@@ -6,6 +6,7 @@ output gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class KroneckerBlock(Block):
         shape: [o, i].
         ema: weight kept of the old moments per update.
     """
+
+    rows_of: Callable[[Statistics], Statistics] | None = None
+    """What the moments are taken of, from the layer's rows; None takes these as they are."""
 
     def __init__(self, shape: tuple[int, int], ema: float) -> None:
         self._shape = shape
@@ -46,6 +50,7 @@ class KroneckerBlock(Block):
         Args:
             statistics: the layer's rows of this batch.
         """
+        statistics = self.rows_of(statistics) if self.rows_of else statistics
         self.input_moment.update(statistics.input_moment())
         self.output_moment.update(statistics.output_moment())
 

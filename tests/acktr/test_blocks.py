@@ -1,11 +1,33 @@
 """What every block promises, and the settings in which blocks are exact."""
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acktr.curvature import BKFAC, EKFAC, KFAC, SREKFAC, ConstantBlock, Diagonal, FactoredKFAC, ParameterBlock, Place
+from acktr.conjugate import Stop
+from acktr.curvature import (
+    BKFAC,
+    CGFAC,
+    EKFAC,
+    KFAC,
+    SENG,
+    SREKFAC,
+    SUA,
+    SUAEKFAC,
+    ColumnSketch,
+    ConstantBlock,
+    Diagonal,
+    FactoredKFAC,
+    KFCReduce,
+    MeanSUA,
+    ParameterBlock,
+    PerExample,
+    Place,
+)
 from acktr.curvature.ekfac import EKFACBlock, carry_scaling
 from acktr.fisher import SampledFisher
 from acktr.likelihood import DiagonalGaussian, ScalarGaussian
@@ -13,6 +35,23 @@ from acktr.likelihood import DiagonalGaussian, ScalarGaussian
 SPLIT = (FactoredKFAC, SREKFAC, BKFAC)  # damping that is shared out between the factors
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), SREKFAC(), BKFAC()]  # the last two whole: layers are narrow
 KRONECKER = [EKFAC(), KFAC(), FactoredKFAC(), SREKFAC(), BKFAC()]
+
+
+@dataclass(frozen=True)
+class OfConvolution:
+    """A choice as it is built for a convolution of one channel, whose last column is the bias's."""
+
+    of: Any
+
+    def build(self, place):
+        return self.of.build(replace(place, bias=True, offsets=place.shape[1] - 1))
+
+
+# Truncated, conjugate gradients are no linear map of the gradient; to the last digit they are.
+TIGHT = Stop(1e-14, 100)
+FACTORIES += [CGFAC(stop=TIGHT), CGFAC(operator=PerExample(), stop=TIGHT), SENG(), SENG(memory=3, rank=1)]
+FACTORIES += [SENG(solver=ColumnSketch(3, TIGHT)), KFCReduce(), KFCReduce(EKFAC())]
+FACTORIES += [OfConvolution(SUA()), OfConvolution(MeanSUA()), OfConvolution(SUAEKFAC())]
 ROUNDING = 1e-10  # float64, matrices of at most 100 rows and entries of order one
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 every_kronecker_block = pytest.mark.parametrize("factory", KRONECKER, ids=lambda f: type(f).__name__)
@@ -153,7 +192,9 @@ def test_several_examples_are_not_solved_exactly(oracle):
     dense = oracle.fisher(network, likelihood, inputs)
     for factory in FACTORIES:
         first = oracle.curvature(network, likelihood, factory, inputs).members[0]
-        assert relative(first.block.dense(), oracle.block_of(dense, first, network)) > 1e-2
+        error = relative(first.block.dense(), oracle.block_of(dense, first, network))
+        of_examples = isinstance(factory, SENG) or PerExample() == getattr(factory, "operator", None)
+        assert error < ROUNDING if of_examples else error > 1e-2
 
 
 @every_block
@@ -164,6 +205,10 @@ def test_copies_of_the_batch_change_nothing(kind, factory, oracle):
     thrice = oracle.curvature(network, likelihood, factory, inputs.repeat(3, 1, *[1] * (inputs.dim() - 2)))
     other = oracle.curvature(network, likelihood, factory, inputs[:4])
     for a, b, c in zip(once.members, thrice.members, other.members, strict=True):
+        if kind == "conv" and factory == KFCReduce(EKFAC()):
+            # Seven reduced rows leave eigenvectors open, along which the examples' own squares are not 0.
+            assert float(a.block.dense().trace()) == pytest.approx(float(b.block.dense().trace()))
+            continue
         assert torch.allclose(a.block.dense(), b.block.dense(), atol=ROUNDING)
         assert relative(c.block.dense(), a.block.dense()) > 1e-2
 

@@ -9,7 +9,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Diagonal, FactoredKFAC, Place
+from acktr.curvature import (
+    BKFAC,
+    BKFACC,
+    BRKFAC,
+    CGFAC,
+    EKFAC,
+    KFAC,
+    RSKFAC,
+    SENG,
+    SREKFAC,
+    Diagonal,
+    FactoredKFAC,
+    KFCReduce,
+    PerExample,
+    Place,
+)
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
@@ -24,6 +39,7 @@ LOW_RANK = [
     BKFACC(rank=2, columns=3, correction_period=2, share=0.5),
 ]
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
+FACTORIES += [CGFAC(), CGFAC(operator=PerExample()), SENG(), KFCReduce()]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 

@@ -9,7 +9,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import BKFAC, BKFACC, BRKFAC, EKFAC, KFAC, RSKFAC, SREKFAC, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    BKFAC,
+    BKFACC,
+    BRKFAC,
+    CGFAC,
+    EKFAC,
+    KFAC,
+    RSKFAC,
+    SENG,
+    SREKFAC,
+    ColumnSketch,
+    Diagonal,
+    FactoredKFAC,
+    PerExample,
+)
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
@@ -29,6 +43,12 @@ LOW_RANK = [
     BKFACC(rank=2, columns=2, correction_period=2, share=0.5),
 ]
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
+FACTORIES += [
+    CGFAC(),
+    CGFAC(memory=2, examples=7, operator=PerExample()),
+    SENG(examples=7),
+    SENG(solver=ColumnSketch(5)),
+]
 
 
 def network():

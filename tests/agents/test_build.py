@@ -1,6 +1,6 @@
 import sys
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from agents import build, configfiles
-from agents.config import ActorConfig, CriticConfig, RunConfig
+from agents.config import ActorConfig, CriticConfig, Curvature, RunConfig
 from agents.errors import UsageError
 from agents.natural import actor_settings
 from agents.networks import NatureCNN
@@ -86,6 +86,19 @@ def test_adam_in_place_of_the_natural_gradient() -> None:
     assert agent.actor.curvature == Adam(0.125)
     assert agent.actor_optimizer.param_groups[0]["lr"] == pytest.approx(0.125)
     assert isinstance(agent.critic_optimizer, NaturalGradient)
+
+
+@pytest.mark.parametrize("name", ["cg-fac", "cg-fac-e", "kfc-reduce", "mean-sua", "seng", "sua", "sua-ekfac"])
+def test_the_average_reaches_curvatures_of_rows_and_of_convolutions(name: Any) -> None:
+    fast, slow = (build.make_agent(with_actor(curvature=name, ema=ema), still(VECTOR)) for ema in (0.25, 0.75))
+    assert fast.actor.curvature != slow.actor.curvature  # type: ignore[attr-defined]
+    assert isinstance(fast.actor_optimizer, NaturalGradient)  # type: ignore[attr-defined]
+
+
+def test_every_curvature_s_name_is_another_choice() -> None:
+    names = set(get_args(Curvature)) - {"adam"}
+    choices = {repr(build.make_agent(with_actor(curvature=n), still(VECTOR)).actor.curvature) for n in names}  # type: ignore[attr-defined]
+    assert len(choices) == len(names)
 
 
 def test_a_rank_that_nothing_uses_is_refused() -> None:
