@@ -122,8 +122,8 @@ class ActorConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a convolution.
-    None: all of them, but 64 of the randomised and Brand K-FACs'."""
+    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a
+    convolution. None: all of them, but 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float
@@ -178,8 +178,8 @@ class CriticConfig:
     ema: float
     """Share of the old statistics kept at each update of the curvature."""
     rank: int | None
-    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a convolution.
-    None: all of them, but 64 of the randomised and Brand K-FACs'."""
+    """Eigenvectors kept of a wide factor, or singular vectors that seng keeps of an example's gradient in a
+    convolution. None: all of them, but 64 of the randomised and Brand K-FACs'."""
     fisher: Fisher
     """Which output gradients feed the curvature."""
     radius: float

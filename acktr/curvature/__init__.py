@@ -7,48 +7,47 @@ from acktr.curvature.cgfac import CGFAC
 from acktr.curvature.choice import Curvature, curvature_over
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
-from acktr.curvature.factors import AdaptiveRank
 from acktr.curvature.examples import PerExample
+from acktr.curvature.factors import AdaptiveRank
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.mixture import ByName, ByWidth
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
 from acktr.curvature.pair import RelativeDamping, SplitDamping
 from acktr.curvature.randomised import RSKFAC, SREKFAC
+from acktr.curvature.reduce import KFCReduce
+from acktr.curvature.rows import Kronecker
+from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
 from acktr.curvature.spectrum import LastKept, MeanOfRest, ZeroTail
+from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
 
 __all__ = [
     "BKFAC",
     "BKFACC",
     "BRKFAC",
+    "CGFAC",
     "EKFAC",
     "KFAC",
     "RSKFAC",
+    "SENG",
     "SREKFAC",
+    "SUA",
+    "SUAEKFAC",
     "AdaptiveRank",
     "Block",
     "BlockDiagonal",
     "BlockRule",
     "ByName",
     "ByWidth",
-from acktr.curvature.reduce import KFCReduce
-from acktr.curvature.rows import Kronecker
-from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
-from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
-
-    "CGFAC",
-    "SENG",
-    "SUA",
-    "SUAEKFAC",
     "ColumnSketch",
     "ConstantBlock",
     "Curvature",
     "CurvatureFactory",
     "Diagonal",
     "FactoredKFAC",
-    "LastKept",
-    "MeanOfRest",
     "KFCReduce",
     "Kronecker",
+    "LastKept",
+    "MeanOfRest",
     "MeanSUA",
     "NetworkCurvature",
     "NetworkCurvatureFactory",
@@ -58,7 +57,7 @@ from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
     "RelativeDamping",
     "SplitDamping",
     "Statistics",
-    "ZeroTail",
     "WholeGram",
+    "ZeroTail",
     "curvature_over",
 ]
