@@ -7,13 +7,25 @@ for, so that the engine runs where Stable-Baselines3 is not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
+from acktr.cg import Stopping
+from acktr.combination import LayerCombination, WholeDirection
+from acktr.curvature import (
+    EKFAC,
+    KFAC,
+    BlockDiagonal,
+    DenseBlocks,
+    DenseFisher,
+    Diagonal,
+    ExactCG,
+    FactoredKFAC,
+    Tridiagonal,
+)
 from acktr.curvature.members import known_fisher
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
 from acktr.optimizer import NaturalGradient
-from acktr.step import StepReport, StepRule
+from acktr.step import Backtracking, StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
 
 if TYPE_CHECKING:
@@ -34,21 +46,30 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 __all__ = [
     "EKFAC",
     "KFAC",
+    "Backtracking",
     "BlockDiagonal",
     "BlockMetric",
     "Categorical",
+    "DenseBlocks",
+    "DenseFisher",
     "Diagonal",
     "DiagonalGaussian",
     "EmpiricalFisher",
+    "ExactCG",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
+    "GreedyDamping",
     "Joint",
     "LayerCombination",
+    "LevenbergMarquardt",
     "NaturalGradient",
     "SampledFisher",
     "ScalarGaussian",
     "StepReport",
     "StepRule",
+    "Stopping",
+    "Tridiagonal",
+    "WholeDirection",
     "known_fisher",
 ]

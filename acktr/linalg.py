@@ -82,7 +82,20 @@ def _random_start(matrix: Tensor, count: int) -> Tensor:
 
 
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
-    """(matrix + damping · I)⁻¹ by Cholesky, with ten times the damping after each failure, three times at most.
+    """(matrix + damping · I)⁻¹ by Cholesky, with more damping after a failure, as `damped_cholesky` does.
+
+    Args:
+        matrix: shape [n, n], positive semi-definite up to rounding.
+        damping: scalar tensor, > 0.
+
+    Returns:
+        Shape [n, n].
+    """
+    return torch.cholesky_inverse(damped_cholesky(matrix, damping))
+
+
+def damped_cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
+    """The lower factor L of matrix + damping · I = L Lᵀ, with ten times the damping after each failure, thrice at most.
 
     Args:
         matrix: shape [n, n], positive semi-definite up to rounding.
@@ -100,7 +113,7 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     for escalation in (1.0, 10.0, 100.0, 1000.0):
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
         if int(info) == 0:
-            return torch.cholesky_inverse(factor)
+            return factor
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 

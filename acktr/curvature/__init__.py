@@ -2,9 +2,12 @@
 
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
 from acktr.curvature.blockdiagonal import BlockDiagonal
+from acktr.curvature.blocktridiagonal import BlockTridiagonal, Tridiagonal
 from acktr.curvature.choice import Curvature, curvature_over
+from acktr.curvature.dense import DenseBlocks, DenseFisher
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
+from acktr.curvature.exactcg import ExactCG
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
 
@@ -14,15 +17,20 @@ __all__ = [
     "Block",
     "BlockDiagonal",
     "BlockRule",
+    "BlockTridiagonal",
     "ConstantBlock",
     "Curvature",
     "CurvatureFactory",
+    "DenseBlocks",
+    "DenseFisher",
     "Diagonal",
+    "ExactCG",
     "FactoredKFAC",
     "NetworkCurvature",
     "NetworkCurvatureFactory",
     "ParameterBlock",
     "Place",
     "Statistics",
+    "Tridiagonal",
     "curvature_over",
 ]

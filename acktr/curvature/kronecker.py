@@ -183,11 +183,7 @@ class FactoredBlock(KroneckerBlock):
 
     def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
         A, G = self.input_moment.value, self.output_moment.value
-        tiny = torch.finfo(A.dtype).tiny
-        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
-        ratio = A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)
-        pi = ratio.sqrt().clamp(1e-8, 1e8)
-        root = damping**0.5
+        pi, root = trace_ratio(A, G), damping**0.5
         return damped_inverse(G, root / pi), damped_inverse(A, root * pi)
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,6 +203,22 @@ class FactoredBlock(KroneckerBlock):
         """Largest over mean diagonal entry of F̂, without a decomposition."""
         A, G = self.input_moment.value.diagonal(), self.output_moment.value.diagonal()
         return float(A.max() * G.max() / (A.mean() * G.mean()).clamp_min(torch.finfo(A.dtype).tiny))
+
+
+def trace_ratio(input_moment: Tensor, output_moment: Tensor) -> Tensor:
+    """π = √((tr A / i) / (tr G / o)), which shares factored damping out between the factors.
+
+    Args:
+        input_moment: A, shape [i, i].
+        output_moment: G, shape [o, o].
+
+    Returns:
+        Scalar tensor.
+    """
+    tiny = torch.finfo(input_moment.dtype).tiny
+    # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+    ratio = input_moment.diagonal().mean().clamp_min(tiny) / output_moment.diagonal().mean().clamp_min(tiny)
+    return ratio.sqrt().clamp(1e-8, 1e8)
 
 
 @dataclass(frozen=True)
