@@ -333,6 +333,14 @@ class ChainPass(Pass):
 
 
 def flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules one after the other, sequences replaced by what they hold.
+
+    Args:
+        modules: any.
+
+    Yields:
+        No `nn.Sequential`.
+    """
     for module in modules:
         if type(module) is nn.Sequential:
             yield from flat(module)

@@ -6,6 +6,8 @@ finiteness is therefore checked before and after, and failures climb a ladder of
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def damped_cholesky(matrix: Tensor, damping: Tensor) -> Tensor:
     for escalation in (1.0, 10.0, 100.0, 1000.0):
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
         if int(info) == 0:
-            return factor
+            return cast(Tensor, factor)
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Curvature, Diagonal, FactoredKFAC
+from acktr.combination import LayerCombination, WholeDirection
+from acktr.curvature import EKFAC, KFAC, Curvature, DenseFisher, Diagonal, ExactCG, FactoredKFAC, Tridiagonal
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
 from agents.errors import UsageError
@@ -43,11 +45,13 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         curvature=_curvature(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
-        damping=config.damping,
+        damping=_damping(config),
         momentum=config.momentum,
         combination=_combination(config),
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
+        line_search=_LINE_SEARCHES[config.line_search],
+        curvature_damping=_CURVATURE_DAMPINGS[config.curvature_damping],
         curvature_examples=config.curvature_examples,
         exact_examples=config.exact_examples,
         measure_period=config.measure_period,
@@ -75,7 +79,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         curvature=_curvature(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
-        damping=config.damping,
+        damping=_damping(config),
         momentum=config.momentum,
         combination=_combination(config),
         metric=_METRICS[config.metric](),
@@ -90,12 +94,21 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
-_CURVATURES: dict[str, Any] = {"ekfac": EKFAC, "kfac": KFAC, "factored-kfac": FactoredKFAC, "diagonal": Diagonal}
+_CURVATURES: dict[str, Any] = {
+    "dense-fisher": DenseFisher,
+    "diagonal": Diagonal,
+    "ekfac": EKFAC,
+    "factored-kfac": FactoredKFAC,
+    "kfac": KFAC,
+    "tridiagonal": Tridiagonal,
+}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
     "empirical": EmpiricalFisher,
 }
+_LINE_SEARCHES: dict[str, Backtracking | None] = {"none": None, "backtracking": Backtracking()}
+_CURVATURE_DAMPINGS: dict[str, GreedyDamping | None] = {"none": None, "greedy": GreedyDamping()}
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
@@ -104,12 +117,19 @@ def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
         return Adam(config.adam_rate)
     if config.rank is not None and config.curvature != "ekfac":
         raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
+    if config.curvature == "exact-cg":
+        return ExactCG()
     extra = {} if config.rank is None else {"rank": config.rank}
     choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return choice
 
 
+def _damping(config: ActorConfig | CriticConfig) -> float | LevenbergMarquardt:
+    return LevenbergMarquardt(config.damping) if config.damping_rule == "levenberg-marquardt" else config.damping
+
+
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
     if config.combination == "none":
         return None
-    return LayerCombination(previous_step=config.combination == "layers-and-momentum")
+    kind = WholeDirection if config.combination.startswith("whole") else LayerCombination
+    return kind(previous_step=config.combination.endswith("-and-momentum"))

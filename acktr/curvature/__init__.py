@@ -4,7 +4,8 @@ from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Stat
 from acktr.curvature.blockdiagonal import BlockDiagonal
 from acktr.curvature.blocktridiagonal import BlockTridiagonal, Tridiagonal
 from acktr.curvature.choice import Curvature, curvature_over
-from acktr.curvature.dense import DenseBlocks, DenseFisher
+from acktr.curvature.dense import DenseBlocks
+from acktr.curvature.densefisher import DenseFisher
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.exactcg import ExactCG

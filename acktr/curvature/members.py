@@ -84,7 +84,7 @@ def members_of(
 def layer_members(
     network: nn.Module, parameters: Mapping[str, nn.Parameter], factory: CurvatureFactory
 ) -> list[Member]:
-    """One block per layer all of whose parameters are among the given ones.
+    """One block per layer all of whose parameters are among the given ones; layers that share one are refused.
 
     Args:
         network: the module.
@@ -93,9 +93,6 @@ def layer_members(
 
     Returns:
         The members.
-
-    Raises:
-        ValueError: if two layers share a parameter.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     members: list[Member] = []

@@ -109,7 +109,7 @@ class TridiagonalChain:
             if left.output_grads.shape[:3] != right.output_grads.shape[:3]:
                 raise ValueError(
                     f"layers '{one}' and '{other}' saw rows of shapes {tuple(left.output_grads.shape[:3])} and "
-                    f"{tuple(right.output_grads.shape[:3])} (seeds, examples, places); they are no neighbours in a chain"
+                    f"{tuple(right.output_grads.shape[:3])} (seeds, examples, places); they are no neighbours"
                 )
             rows = left.examples * left.inputs.shape[1]
             inputs.update(left.inputs.flatten(0, 1).mT @ right.inputs.flatten(0, 1) / left.examples)
@@ -262,13 +262,16 @@ def _regress(cross: Tensor, root: Tensor) -> Tensor:
 def _inverse_root(root: Tensor) -> Tensor:
     """L⁻ᵀ."""
     identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    return torch.linalg.solve_triangular(root, identity, upper=False).mT
+    return cast(Tensor, torch.linalg.solve_triangular(root, identity, upper=False)).mT
 
 
 def _diagonalised(cross: Tensor, root: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
     """K and s with Kᵀ P K = I and Kᵀ (C Q⁻¹ Cᵀ) K = diag(s), for P = L Lᵀ and Q = L' L'ᵀ.
 
     The paper takes symmetric square roots P^(−½); any root serves, and Cholesky's costs least.
+
+    Returns:
+        K, shape [n, n], and s in [0, 1], shape [n].
     """
     half = torch.linalg.solve_triangular(root, cross, upper=False)
     whitened = torch.linalg.solve_triangular(above, half.mT, upper=False)
