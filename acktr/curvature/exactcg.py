@@ -92,6 +92,7 @@ class ExactCGCurvature(NetworkCurvature):
         """
         raise ValueError("the exact Fisher keeps no rows to weigh; run the loss's own backward")
 
+    @torch.no_grad()
     def solve(self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None) -> Tensors:
         """(F + damping · I)⁻¹ applied to tensors, as far as the iterations go.
 

@@ -5,7 +5,7 @@ from math import isnan
 import pytest
 import torch
 
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC, Tridiagonal
 from acktr.curvature.members import known_fisher
 from acktr.exact import Linearisation
 from acktr.likelihood import Categorical, DiagonalGaussian
@@ -14,7 +14,7 @@ from acktr.search import OVERSHOOT, TOLERANCE
 from acktr.step import StepRule
 from acktr.trust_region import BlockMetric
 
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), Tridiagonal()]
 EXAMPLES = 24
 SMALL = 1e-7  # nats; the KL's third-order term is then about √SMALL = 3e-4 of it, far below the 2 % allowed
 

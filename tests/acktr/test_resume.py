@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
+from acktr.cg import Stopping
+from acktr.curvature import EKFAC, KFAC, DenseFisher, Diagonal, ExactCG, FactoredKFAC, Tridiagonal
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
@@ -21,7 +22,8 @@ RULES = {
     "refresh": StepRule(refresh_period=3),
     "part": StepRule(combination=None, examples=7, corrections=1),
 }
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), Tridiagonal(), DenseFisher()]
+FACTORIES += [ExactCG(Stopping(3), warm_start=0.9, preconditioner=Diagonal())]
 
 
 def network():
