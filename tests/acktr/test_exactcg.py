@@ -106,7 +106,9 @@ def test_converged_it_is_the_dense_solve(kind, preconditioner, oracle):
     found = curvature.solve(gradient, DAMPING, linearisation)
     expected = torch.linalg.solve(damped, g)
     assert torch.allclose(oracle.flat(found), expected, rtol=1e-8, atol=1e-9)
-    assert not torch.allclose(oracle.flat(found), torch.linalg.solve(damped + DAMPING * torch.eye(len(F)), g), rtol=1e-2)
+    assert not torch.allclose(
+        oracle.flat(found), torch.linalg.solve(damped + DAMPING * torch.eye(len(F)), g), rtol=1e-2
+    )
     V = oracle.flat(found)
     assert torch.allclose(oracle.flat(curvature.multiply(found, linearisation)), F @ V, atol=1e-9)
     assert float(curvature.quadratic(found, linearisation)) == pytest.approx(float(V @ F @ V))
@@ -190,9 +192,7 @@ def test_settings_out_of_range_are_named_with_their_value(build, message):
 
 def test_an_optimizer_steps_along_the_dense_natural_gradient(oracle):
     network, inputs = oracle.mlp(4, 5, 3), torch.randn(20, 4)
-    optimizer = NaturalGradient(
-        network, Categorical(), ExactCG(LONG), lr=1e-3, radius=float("inf"), damping=DAMPING
-    )
+    optimizer = NaturalGradient(network, Categorical(), ExactCG(LONG), lr=1e-3, radius=float("inf"), damping=DAMPING)
     optimizer.rule = type(optimizer.rule)(combination=None)
     F = oracle.fisher(network, Categorical(), inputs)
     record, before = optimizer.run(inputs), oracle.flat(oracle.parameters(network)).clone()

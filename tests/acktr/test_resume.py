@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from acktr.combination import LayerCombination
 from acktr.cg import Stopping
+from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, DenseFisher, Diagonal, ExactCG, FactoredKFAC, Tridiagonal
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient

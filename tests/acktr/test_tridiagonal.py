@@ -311,12 +311,10 @@ def test_cross_moments_are_those_of_the_same_examples_and_targets(seeds, oracle)
         assert torch.allclose(chain._moments[k][0].value, A)
         assert torch.allclose(chain._moments[k][1].value, G)
         # The pair's joint moment is one: with other rows on one side it could not be positive semi-definite.
-        joint = torch.cat(
-            [
-                torch.cat([one.block.input_moment.value, A], 1),
-                torch.cat([A.mT, other.block.input_moment.value], 1),
-            ]
-        )
+        joint = torch.cat([
+            torch.cat([one.block.input_moment.value, A], 1),
+            torch.cat([A.mT, other.block.input_moment.value], 1),
+        ])
         assert torch.linalg.eigvalsh(joint).min() > -1e-12
 
 
