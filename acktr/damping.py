@@ -10,7 +10,7 @@ class LevenbergMarquardt:
     """λ by the ratio of the loss's reduction to the model's (Martens & Grosse 2015, section 6.5).
 
     ρ = (h(θ + δ) − h(θ)) / (M(δ) − M(0)), on the batch of the step. The loss must be seen again after a step:
-    `step(closure)`, or `descend(objective)`.
+    `step(closure)`, or `descend(loss)`.
     """
 
     start: float = 1.0

@@ -17,7 +17,7 @@ class Backtracking:
 
     The first try is as long as the prediction allows; a step stands where the loss is lower than before and the
     measured KL within the radius, and where no try does, no step is taken. The loss must be known at new parameters:
-    `step(closure)`, or `descend(objective)`.
+    `step(closure)`, or `descend(loss)`.
     """
 
     attempts: int = 10

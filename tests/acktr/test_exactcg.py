@@ -1,5 +1,7 @@
 """Conjugate gradients, and the exact Fisher solved by them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -136,7 +138,7 @@ def test_a_warm_start_begins_where_the_last_solve_ended(oracle):
         float((oracle.flat(curvature.solve(gradient, DAMPING, linearisation)) - exact_solution).norm())
         for _ in range(4)
     ]
-    assert all(after < before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < before for before, after in pairwise(errors))
     cold, *_ = exact("categorical", oracle, ExactCG(Stopping(4, 1e-12)))
     repeated = [oracle.flat(cold.solve(gradient, DAMPING, linearisation)) for _ in range(2)]
     assert torch.equal(*repeated)
