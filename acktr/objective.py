@@ -14,6 +14,18 @@ Loss = Callable[[Outputs], Tensor | float]
 """The mean loss of the recorded batch, from the network's outputs on it now."""
 
 
+def number(loss: Tensor | float) -> float:
+    """A loss as a number, with or without its graph.
+
+    Args:
+        loss: scalar.
+
+    Returns:
+        Its value.
+    """
+    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+
+
 @dataclass(frozen=True)
 class Objective:
     """h = loss + ½ decay ‖θ‖²."""
@@ -33,7 +45,7 @@ class Objective:
         Returns:
             h.
         """
-        known = float(self.loss(outputs)) if loss is None else loss
+        known = number(self.loss(outputs)) if loss is None else loss
         if not self.decay:
             return known
         squares = sum(float(square) ** 2 for square in torch._foreach_norm(list(self.leaves)))

@@ -37,7 +37,7 @@ from acktr.damping import LevenbergMarquardt
 from acktr.exact import Linearisation
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
-from acktr.objective import Foretold, Loss, Objective
+from acktr.objective import Foretold, Loss, Objective, number
 from acktr.passes import Passes, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
@@ -186,7 +186,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             return None
         with torch.enable_grad():
             loss = closure()
-        self.descend(lambda _outputs: self._look(closure), float(loss))
+        self.descend(lambda _outputs: self._look(closure), number(loss))
         return loss
 
     def _look(self, closure: Callable[[], float]) -> float:
@@ -194,7 +194,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         record, self._looking = self._capture.last, True
         try:
             with torch.enable_grad():
-                return float(closure())
+                return number(closure())
         finally:
             self._capture.keep(record)
             self._looking = False

@@ -211,7 +211,11 @@ def _needed(linearisation: Linearisation | None) -> Linearisation:
 
 @dataclass(frozen=True)
 class ExactCG:
-    """The exact Fisher of each batch, inverted by conjugate gradients."""
+    """The exact Fisher of each batch, inverted by conjugate gradients.
+
+    It wants more damping than a curvature that averages: where a policy is sure of itself on a whole batch, F all but
+    vanishes, and the other curvatures remember when it did not. TRPO's is 0.1.
+    """
 
     stopping: Stopping = field(default_factory=Stopping)
     """When a solve is good enough."""
