@@ -196,8 +196,14 @@ def test_the_floor_holds_where_layers_foretell_each_other_perfectly(oracle):
     network, likelihood, _ = three_layers(oracle)
     curvature = built(network, likelihood, torch.randn(1, 3))
     step = {name: torch.randn_like(p) for name, p in network.named_parameters()}
-    for damping in (1e-2, 1e-12):
-        assert all(torch.isfinite(t).all() for t in curvature.solve(step, damping).values())
+    largest = {}
+    for damping in (1e-2, 1e-20):
+        solved = curvature.solve(step, damping)
+        assert all(torch.isfinite(t).all() for t in solved.values())
+        assert float(oracle.flat(solved) @ oracle.flat(step)) > 0
+        largest[damping] = max(float(residual.scaling.max()) for residual in curvature.chains[0]._decomposed[2])
+    assert largest[1e-20] == pytest.approx(1e8), "the floor held"
+    assert largest[1e-2] < 1e6, "where it was not needed it was not felt"
     assert float(curvature.quadratic(step)) >= 0
 
 
