@@ -213,8 +213,8 @@ def _needed(linearisation: Linearisation | None) -> Linearisation:
 class ExactCG:
     """The exact Fisher of each batch, inverted by conjugate gradients.
 
-    It wants more damping than a curvature that averages: along what one batch tells next to nothing of, its F is next to
-    nothing too, and noise goes far. TRPO's is 0.1.
+    It wants more damping than a curvature that averages: along what one batch tells next to nothing of, its F is next
+    to nothing too, and noise goes far. TRPO's is 0.1.
     """
 
     stopping: Stopping = field(default_factory=Stopping)
