@@ -7,7 +7,8 @@ for, so that the engine runs where Stable-Baselines3 is not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from acktr.combination import LayerCombination
+from acktr.combination import LayerCombination, WholeDirection
+from acktr.conjugate import Stop
 from acktr.curvature import (
     BKFAC,
     BKFACC,
@@ -25,19 +26,24 @@ from acktr.curvature import (
     ByName,
     ByWidth,
     ColumnSketch,
+    DenseBlocks,
+    DenseFisher,
     Diagonal,
+    ExactCG,
     FactoredKFAC,
     KFCReduce,
     Kronecker,
     MeanSUA,
     PerExample,
+    Tridiagonal,
     WholeGram,
 )
 from acktr.curvature.members import known_fisher
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
 from acktr.optimizer import NaturalGradient
-from acktr.step import StepReport, StepRule
+from acktr.step import Backtracking, StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
 
 if TYPE_CHECKING:
@@ -68,22 +74,28 @@ __all__ = [
     "SUA",
     "SUAEKFAC",
     "AdaptiveRank",
+    "Backtracking",
     "BlockDiagonal",
     "BlockMetric",
     "ByName",
     "ByWidth",
     "Categorical",
     "ColumnSketch",
+    "DenseBlocks",
+    "DenseFisher",
     "Diagonal",
     "DiagonalGaussian",
     "EmpiricalFisher",
+    "ExactCG",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
+    "GreedyDamping",
     "Joint",
     "KFCReduce",
     "Kronecker",
     "LayerCombination",
+    "LevenbergMarquardt",
     "MeanSUA",
     "NaturalGradient",
     "PerExample",
@@ -91,6 +103,9 @@ __all__ = [
     "ScalarGaussian",
     "StepReport",
     "StepRule",
+    "Stop",
+    "Tridiagonal",
+    "WholeDirection",
     "WholeGram",
     "known_fisher",
 ]

@@ -106,7 +106,7 @@ class Chain:
     """
 
     def __init__(self, links: Links, names: Mapping[int, str], network: nn.Module) -> None:
-        self._modules = list(_flat(links.modules))
+        self._modules = list(flat(links.modules))
         self._called = [network, *(m for top in links.modules for m in top.modules() if m is not network)]
         self._links = [_KINDS[type(module)](module) for module in self._modules]
         self.layers = [names[id(m)] if isinstance(m, nn.Linear) else None for m in self._modules]
@@ -131,9 +131,9 @@ class Chain:
             links = network.links()
         else:
             links = Links([network]) if type(network) is nn.Sequential else None
-        if links is None or not any(isinstance(m, nn.Linear) for m in _flat(links.modules)):
+        if links is None or not any(isinstance(m, nn.Linear) for m in flat(links.modules)):
             return None
-        if any(type(module) not in _KINDS for module in _flat(links.modules)):
+        if any(type(module) not in _KINDS for module in flat(links.modules)):
             return None
         names = {id(part): name for name, part in (*network.named_modules(), *network.named_parameters())}
         chain = cls(links, names, network)
@@ -210,6 +210,23 @@ class Chain:
             found[name] = own.sum(0).reshape(parameter.shape)
         return found
 
+    def gradient(self, values: Sequence[Tensor], seed: Outputs) -> Tensors:
+        """Gradients of every parameter, summed over examples.
+
+        Args:
+            values: the inputs and every link's output.
+            seed: output gradients, shaped like the outputs.
+
+        Returns:
+            By dotted name, biases that a layer has not among them.
+        """
+        found = self.pull_back(values, seed)
+        for name, inputs in zip(self.layers, values, strict=False):
+            if name is not None:
+                grads = found.pop(name)
+                found[f"{name}.weight"], found[f"{name}.bias"] = grads.mT @ inputs, grads.sum(0)
+        return found
+
     def along(self, values: Sequence[Tensor], step: Tensors) -> Outputs:
         """How the outputs change along a step of the parameters.
 
@@ -280,12 +297,7 @@ class ChainPass(Pass):
             seed: output gradients, shaped like the outputs.
             parameters: the trained ones, by name.
         """
-        chain = self._used()
-        found = chain.pull_back(self.values, seed)
-        for name, inputs in zip(chain.layers, self.values, strict=False):
-            if name is not None:
-                grads = found.pop(name)
-                found[f"{name}.weight"], found[f"{name}.bias"] = grads.mT @ inputs, grads.sum(0)
+        found = self._used().gradient(self.values, seed)
         for name, parameter in parameters.items():
             parameter.grad = found[name] if parameter.grad is None else parameter.grad + found[name]
 
@@ -320,10 +332,18 @@ class ChainPass(Pass):
         self.values.clear()
 
 
-def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+def flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules one after the other, sequences replaced by what they hold.
+
+    Args:
+        modules: any.
+
+    Yields:
+        No `nn.Sequential`.
+    """
     for module in modules:
         if type(module) is nn.Sequential:
-            yield from _flat(module)
+            yield from flat(module)
         else:
             yield module
 

@@ -12,6 +12,7 @@ block is exact and does not couple, so its coefficient comes out as 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from acktr.exact import Linearisation
 from acktr.tree import Tensors
+
+Split = Callable[[Tensors], list[Tensors]]
+"""Takes a direction apart into pieces."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,18 @@ class LayerCombination:
     """Whether the previous step is one more column: momentum whose coefficient the model chooses."""
     ridge: float = 1e-6
     """Relative ridge on the system: nearly dependent columns must not cancel against each other."""
+
+    def columns(self, direction: Tensors, split: Split) -> list[Tensors]:
+        """What gets a coefficient of its own.
+
+        Args:
+            direction: one tensor per trained parameter.
+            split: takes a direction apart, as the curvature sees it.
+
+        Returns:
+            Pieces whose union is the direction.
+        """
+        return split(direction)
 
     def combine(
         self, pieces: list[Tensors], gradient: Tensors, damping: float, linearisation: Linearisation
@@ -55,6 +71,27 @@ class LayerCombination:
             for name, tensor in piece.items():
                 combined[name].add_(tensor, alpha=coefficient)
         return combined, linearisation.form(coefficients, grams)
+
+
+@dataclass(frozen=True)
+class WholeDirection(LayerCombination):
+    """One coefficient for the whole direction: K-FAC's own rescaling (Martens & Grosse 2015, section 6.4).
+
+    α = −∇ᵀΔ / Δᵀ(F + λ)Δ, and with the previous step the pair (α, μ) of section 7, learning rate and momentum in one:
+    on a fixed quadratic these are preconditioned conjugate gradients.
+    """
+
+    def columns(self, direction: Tensors, split: Split) -> list[Tensors]:
+        """The direction as it is.
+
+        Args:
+            direction: one tensor per trained parameter.
+            split: not asked.
+
+        Returns:
+            One column.
+        """
+        return [direction]
 
 
 def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:

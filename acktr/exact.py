@@ -1,22 +1,23 @@
 """The exact Fisher through forward-mode passes: no approximation, no matrix of parameter size.
 
 For steps u, v the form is uᵀ F v = E_n[(J_n u)ᵀ F_out,n (J_n v)], and J u, how the outputs change along u, is one
-forward-mode pass (Martens & Grosse 2015, appendix C).
+forward-mode pass (Martens & Grosse 2015, appendix C). The product F v takes a backward pass more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jvp, vjp
 
 from acktr.capture import Pass
 from acktr.chain import ChainPass
-from acktr.likelihood import Likelihood, Outputs, Part
+from acktr.likelihood import Likelihood, Outputs, Part, outputs_of
+from acktr.objective import Foretold
 from acktr.tree import Tensors
 
 
@@ -67,18 +68,77 @@ class Linearisation:
             self._outputs = self._pass.outputs
             return self._pass.chain.along(self._pass.values, step)
         primal = {name: self._parameters[name] for name in step}
-        fixed = {name: p for name, p in self._parameters.items() if name not in step}
-
-        def outputs(moving: Tensors) -> Outputs:
-            tensors = {place: t for name, t in (*fixed.items(), *moving.items()) for place in self._places[name]}
-            # Tying by name would swap a module that hangs in several places twice, and leave the copy in it.
-            out = functional_call(self._network, tensors, self._args, tie_weights=False)
-            return (out,) if isinstance(out, Tensor) else tuple(out)
-
         with torch.no_grad():
-            primal_outputs, tangents = cast(tuple[Outputs, Outputs], jvp(outputs, (primal,), (step,)))
+            primal_outputs, tangents = cast(tuple[Outputs, Outputs], jvp(self._call, (primal,), (step,)))
         self._outputs = primal_outputs
         return tangents
+
+    def _call(self, moving: Tensors) -> Outputs:
+        """The network's outputs at other values of some parameters."""
+        tensors = {place: t for name, t in (self._parameters | moving).items() for place in self._places[name]}
+        # Tying by name would swap a module that hangs in several places twice, and leave the copy in it.
+        return outputs_of(functional_call(self._network, tensors, self._args, tie_weights=False))
+
+    def pull_back(self, output_grads: Outputs) -> Tensors:
+        """Jᵀ output_grads: the parameters' gradient, summed over examples.
+
+        Args:
+            output_grads: shaped like the outputs.
+
+        Returns:
+            One tensor per trained parameter.
+        """
+        if self._pass is not None and self._pass.chain is not None:
+            found = self._pass.chain.gradient(self._pass.values, output_grads)
+            return {name: found[name] for name in self._leaves}
+        (gradient,) = self._transpose(output_grads)
+        return cast(Tensors, gradient)
+
+    @cached_property
+    def _transpose(self) -> Callable[[Outputs], tuple[Any]]:
+        """The backward pass, over one forward pass's graph however often it is called."""
+        return cast(Callable[[Outputs], tuple[Any]], vjp(self._call, self._parameters)[1])
+
+    def multiply(self, step: Tensors) -> Tensors:
+        """F step = E_n[J_nᵀ F_out,n J_n step]: a pass forwards and one backwards (Schraudolph 2002).
+
+        Args:
+            step: tensors for some or all parameters; the others stay.
+
+        Returns:
+            One tensor per trained parameter.
+        """
+        tangent = self.tangent(step)
+        weighed = self._likelihood.multiply(cast(Outputs, self._outputs), tangent)
+        return self.pull_back(tuple(w / len(w) for w in weighed))
+
+    def fisher_form(self, step: Tensors) -> Tensor:
+        """stepᵀ F step with the whole Fisher, where `quadratic` holds its parts apart.
+
+        Args:
+            step: tensors for some or all parameters; the others stay.
+
+        Returns:
+            Scalar, float64.
+        """
+        return torch.stack(self.grams([self.tangent(step)])).sum()
+
+    def model(self, gradient: Tensors, step: Tensors, damping: float) -> Foretold:
+        """The damped quadratic model along a step.
+
+        M(δ) = h + ∇ᵀδ + ½ δᵀ(F + λ)δ (Martens & Grosse 2015, section 6.4).
+
+        Args:
+            gradient: ∇, one tensor per trained parameter.
+            step: one tensor per trained parameter.
+            damping: λ.
+
+        Returns:
+            Its slope and curvature.
+        """
+        slope = sum(float((gradient[name].double() * t).sum()) for name, t in step.items())
+        square = sum(float(t.double().square().sum()) for t in step.values())
+        return Foretold(slope, float(self.fisher_form(step)) + damping * square)
 
     def quadratic(self, step: Tensors) -> Tensor:
         """The form of one step, as `form` of its tangent's `grams`.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acktr.likelihood import Likelihood
+from acktr.objective import Loss
 from acktr.passes import Passes, trained_parameters
 from acktr.step import StepReport
 from acktr.tree import all_finite
@@ -64,8 +65,12 @@ class FirstOrder(Passes, torch.optim.Adam):
         self.param_groups[0]["radius"] = math.inf
 
     @torch.no_grad()
-    def descend(self) -> None:
-        """Take a step from the gradients in `.grad`; one that is not finite is skipped and counted."""
+    def descend(self, loss: Loss | None = None) -> None:
+        """Take a step from the gradients in `.grad`; one that is not finite is skipped and counted.
+
+        Args:
+            loss: not looked at again.
+        """
         self._capture.release()
         if not all_finite([p.grad for p in self._leaves if p.grad is not None]):
             self.report = StepReport(0.0, 0.0, 0.0, _UNKNOWN)

@@ -8,6 +8,17 @@ Example:
     optimizer.zero_grad()
     F.cross_entropy(logits, classes).backward()
     optimizer.step()
+
+With a `LevenbergMarquardt` damping or a line search a step looks at the loss again, and asks a closure for it:
+    def closure():
+        optimizer.zero_grad()
+        with optimizer.recording():
+            loss = F.cross_entropy(network(inputs), classes)
+        optimizer.update_curvature()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
 """
 
 from __future__ import annotations
@@ -22,9 +33,11 @@ from torch import Tensor, nn
 
 from acktr.capture import Pass
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
+from acktr.damping import LevenbergMarquardt
 from acktr.exact import Linearisation
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
+from acktr.objective import Foretold, Loss, Objective, number
 from acktr.passes import Passes, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
@@ -47,7 +60,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         curvature: the approximation that gives the direction, layer by layer or for the whole network.
         lr: η_max, the largest multiple of the natural gradient; ≥ 0.
         radius: δ, largest KL per step in nats; ∞ leaves `lr` alone to set the distance.
-        damping: λ added to the curvature's eigenvalues; > 0.
+        damping: λ added to the curvature's eigenvalues; > 0. A `LevenbergMarquardt` sets it as training goes.
         momentum: share of the previous direction carried into this one, in [0, 1).
         weight_decay: coefficient of ½‖θ‖² in the objective; ≥ 0.
         fisher: which output gradients feed the curvature.
@@ -68,7 +81,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         *,
         lr: float = 1.0,
         radius: float = 1e-3,
-        damping: float = 1e-2,
+        damping: float | LevenbergMarquardt = 1e-2,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         fisher: FisherSeeds | None = None,
@@ -77,6 +90,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         blocks: Mapping[str, BlockRule] | None = None,
         seed: int = 0,
     ) -> None:
+        self.adaptation = damping if isinstance(damping, LevenbergMarquardt) else None
+        damping = damping.start if isinstance(damping, LevenbergMarquardt) else damping
         _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
         trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
@@ -92,6 +107,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
+        if self.rule.curvature_damping is not None:
+            defaults["curvature_damping"] = damping + weight_decay
         super().__init__(list(self.parameters.values()), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -132,6 +149,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             targets: for the empirical Fisher alone.
             weights: objective's output gradient over the seed, shape [N]; the gradient is Σ_n w_n g_n aₙᵀ / N.
         """
+        if self._looking:
+            return
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
         if not due:
@@ -155,25 +174,45 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         """Take one step from the gradients in `.grad`.
 
         Args:
-            closure: recomputes the loss and its gradients, as in torch.optim; rarely needed here.
+            closure: recomputes the loss and its gradients, as in torch.optim. Where damping or search look at the loss
+                again it is called again, and `.grad` is then that of the new parameters; what it records and the
+                curvature it updates count at the first call alone.
 
         Returns:
             The closure's loss, if there is one.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.descend()
+        if closure is None:
+            self.descend()
+            return None
+        with torch.enable_grad():
+            loss = closure()
+        self.descend(lambda _outputs: self._look(closure), number(loss))
         return loss
 
+    def _look(self, closure: Callable[[], float]) -> float:
+        """The closure's loss at the present parameters; nothing is learned from the pass."""
+        record, self._looking = self._capture.last, True
+        try:
+            with torch.enable_grad():
+                return number(closure())
+        finally:
+            self._capture.keep(record)
+            self._looking = False
+
     @torch.no_grad()
-    def descend(self) -> None:
+    def descend(self, loss: Loss | None = None, before: float | None = None) -> None:
         """Take the step, as `step` does, without what torch wraps around that (profiler ranges, step hooks).
 
+        Args:
+            loss: the mean loss from the network's outputs on the recorded batch, for damping and searches that look at
+                it again; others leave it alone.
+            before: its value before the step, where that is known.
+
         Raises:
-            RuntimeError: if there was no `update_curvature` before.
+            RuntimeError: if there was no `update_curvature` before, or no loss where one is asked for.
         """
+        if loss is None and (self.adaptation is not None or self.rule.line_search is not None):
+            raise RuntimeError("damping or search look at the loss again; call step(closure), or descend(loss)")
         gradient = self._gradient()
         record = self._capture.last
         part = record.part(self.rule.examples, self._generator)
@@ -188,8 +227,38 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if all_finite(gradient.values()) else "the gradient")
             return
-        self._move(descent, record)
+        if loss is None or (self.rule.line_search is None and not self._adapts):
+            self._move(descent, record, part)
+        else:
+            self._move_watched(descent, record, part, gradient, loss, before)
         self._steps += 1
+
+    @property
+    def _adapts(self) -> bool:
+        return self.adaptation is not None and (self._steps + 1) % self.adaptation.period == 0
+
+    def _move_watched(
+        self, descent: Descent, record: Pass, part: Pass, gradient: Tensors, loss: Loss, before: float | None
+    ) -> None:
+        """How far, with an eye on the loss; damping by what the model foretold of it."""
+        group = self.param_groups[0]
+        objective = Objective(loss, self._leaves, group["weight_decay"])
+        start = objective.value(record.outputs, before)
+        model = self._model(gradient, descent.tensors, part) if self._adapts else None
+        self._move(descent, record, part, objective, start)
+        if model is not None and self.adaptation is not None:
+            scale = self._search.report.scale
+            change = objective.value(self._outputs(record.args)) - start if scale else math.nan
+            group["damping"] = self.adaptation.adapted(group["damping"], model.ratio(scale, change))
+
+    def _model(self, gradient: Tensors, direction: Tensors, part: Pass) -> Foretold:
+        return self._linearisation(part).model(gradient, direction, self._damping)
+
+    @property
+    def _damping(self) -> float:
+        """λ + η: what the quadratic model adds to F, weight decay's own curvature included."""
+        group = self.param_groups[0]
+        return float(group["damping"] + group["weight_decay"])
 
     def _gradient(self) -> Tensors:
         decay = self.param_groups[0]["weight_decay"]
@@ -201,21 +270,36 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
 
     def _descent(self, gradient: Tensors, part: Pass) -> Descent:
         """Which way: the descent direction and its forms."""
-        group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
             return self._with_momentum(negative(gradient), part)
         self.curvature.follow(gradient)
+        group, greedy = self.param_groups[0], self.rule.curvature_damping
+        if greedy is None:
+            return self._natural(gradient, part, self._damping)
+        if self._steps % greedy.period:
+            return self._natural(gradient, part, group["curvature_damping"])
+        found: list[tuple[float, float, Descent]] = []
+        for damping in greedy.candidates(group["curvature_damping"]):
+            descent = self._natural(gradient, part, damping)
+            reduction = self._model(gradient, descent.tensors, part).reduction(1.0)
+            found.append((reduction if math.isfinite(reduction) else math.inf, damping, descent))
+        _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
+        return descent
+
+    def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
+        """The natural gradient with a damping of the curvature's own, rescaled by the model's."""
+        group, combination = self.param_groups[0], self.rule.combination
         linearisation = self._linearisation(part)
         if combination is None and isinstance(self.rule.metric, BlockMetric):
-            natural, form = self.curvature.solve_with_form(gradient, group["damping"], linearisation)
+            natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
             return self._with_momentum(negative(natural), part, float(form))
-        descent = negative(self.curvature.solve(gradient, group["damping"], linearisation))
+        descent = negative(self.curvature.solve(gradient, damping, linearisation))
         if combination is None:
             return self._with_momentum(descent, part)
-        pieces = self.curvature.split(descent)
+        pieces = combination.columns(descent, self.curvature.split)
         if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        descent, quadratic = combination.combine(pieces, gradient, group["damping"], linearisation)
+        descent, quadratic = combination.combine(pieces, gradient, self._damping, linearisation)
         return self._with_momentum(descent, part) if group["momentum"] else Descent(descent, float(quadratic))
 
     def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:
@@ -225,33 +309,43 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
             tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
         if form is None and isinstance(self.rule.metric, BlockMetric):
-            form = float(self.curvature.quadratic(tensors))
+            form = float(self.curvature.quadratic(tensors, self._linearisation(part)))
         return Descent(tensors, float(self._linearisation(part).quadratic(tensors)) if form is None else form)
 
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
 
-    def _move(self, descent: Descent, record: Pass) -> None:
+    def _move(
+        self, descent: Descent, record: Pass, part: Pass, objective: Objective | None = None, before: float = math.nan
+    ) -> None:
         """How far."""
         group, rule, search = self.param_groups[0], self.rule, self._search
-        bounds = Bounds(group["radius"], group["lr"])
-        if not rule.corrections or bounds.radius == math.inf:
-            search.move(descent, bounds)
-        elif self._steps < EAGER_PASSES or self._steps % rule.measure_period == 0:
+        bounds, form = Bounds(group["radius"], group["lr"]), self._block_form(descent, part)
+        if rule.line_search is not None and objective is not None:
+            search.move_improving(descent, bounds, record, self.likelihood, objective, before, rule.line_search)
+        elif self._measures:
             search.move_measured(descent, bounds, record, self.likelihood, rule.corrections)
         else:
             search.move(descent, bounds)
-        search.report = replace(search.report, kl_block=self._block_kl(descent, search.report))
+        search.report = replace(search.report, kl_block=0.5 * search.report.scale**2 * form)
         self._skipped_in_a_row = 0
         self._remember(descent.tensors, search.report.scale)
 
-    def _block_kl(self, descent: Descent, report: StepReport) -> float:
-        """What the blocks take the step's KL for; a product with the curvature, so only with what was measured."""
+    @property
+    def _measures(self) -> bool:
+        """Whether this step measures how far it went."""
+        if self.rule.line_search is not None:
+            return True
+        bounded = self.rule.corrections > 0 and self.param_groups[0]["radius"] < math.inf
+        return bounded and (self._steps < EAGER_PASSES or self._steps % self.rule.measure_period == 0)
+
+    def _block_form(self, descent: Descent, part: Pass) -> float:
+        """ΔᵀF̂Δ; a product with the curvature, so only for steps that are measured, and before the network moves."""
         if isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None:
-            return report.kl_predicted
-        if math.isnan(report.kl_measured):
+            return descent.quadratic
+        if not self._measures:
             return math.nan
-        return 0.5 * report.scale**2 * float(self.curvature.quadratic(descent.tensors))
+        return float(self.curvature.quadratic(descent.tensors, self._linearisation(part)))
 
     def _remember(self, direction: Tensors, scale: float) -> None:
         """Keep what the next step builds on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Passes:
     """The trained ones, by dotted name."""
     skipped = 0
     """Steps that were not taken because something was not finite."""
+    _looking = False
+    """Whether a loss is only looked at again: its passes are then no one's record."""
 
     def _watch(
         self,
@@ -75,7 +77,7 @@ class Passes:
         Returns:
             The context.
         """
-        return self._capture.recording(self.statistics_due)
+        return nullcontext() if self._looking else self._capture.recording(self.statistics_due)
 
     @property
     def statistics_due(self) -> bool:
@@ -106,7 +108,7 @@ class Passes:
         if self._chain is not None and self._chain.takes(args):
             self._capture.keep(self._chain.run(*args))
         else:
-            with torch.enable_grad(), self.recording():
+            with torch.enable_grad(), self._capture.recording(self.statistics_due):
                 self.network(*args)
         return self._capture.last
 

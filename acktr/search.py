@@ -17,7 +17,8 @@ from torch import Tensor
 
 from acktr.capture import Pass
 from acktr.likelihood import Likelihood, Outputs
-from acktr.step import Descent, StepReport
+from acktr.objective import Objective
+from acktr.step import Backtracking, Descent, StepReport
 from acktr.trust_region import corrected_scale, trust_region_scale
 
 TOLERANCE = 1.1
@@ -86,6 +87,41 @@ class Search:
             scale = corrected_scale(scale, measured, bounds.radius, bounds.max_scale)
             measured = self._place(start, descent, scale, record, likelihood)
         self._learn(descent, scale, measured)
+
+    def move_improving(
+        self,
+        descent: Descent,
+        bounds: Bounds,
+        record: Pass,
+        likelihood: Likelihood,
+        objective: Objective,
+        before: float,
+        settings: Backtracking,
+    ) -> None:
+        """Shorten the step until the loss is lower than before within the radius; else stay.
+
+        Args:
+            descent: which way.
+            bounds: how far at most.
+            record: the pass to measure on, before the step.
+            likelihood: what its outputs mean.
+            objective: what goes down.
+            before: its value before the step.
+            settings: how often and by how much.
+        """
+        start = [p.clone() for p in self._leaves]
+        scale = trust_region_scale(descent.quadratic, bounds.radius, bounds.max_scale)
+        for _ in range(settings.attempts):
+            self._put(start, descent, scale)
+            outputs = self._run(record.args)
+            measured = float(likelihood.distance(record.outputs, outputs))
+            # The bound first: beyond it, or where it is no number, the loss tells nothing.
+            if measured <= bounds.radius and objective.value(outputs) < before:
+                self._learn(descent, scale, measured)
+                return
+            scale *= settings.shrink
+        torch._foreach_copy_(self._leaves, start)
+        self.report = StepReport(0.0, 0.0, 0.0, 0.0)
 
     def _scale(self, descent: Descent, bounds: Bounds) -> float:
         return trust_region_scale(descent.quadratic * self.ratio, bounds.radius, bounds.max_scale)

@@ -7,7 +7,29 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from acktr.combination import LayerCombination
+from acktr.damping import GreedyDamping
 from acktr.trust_region import ExactMetric, StepMetric
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """TRPO's line search (Schulman et al. 2015, appendix C): shorter and shorter until the loss goes down.
+
+    The first try is as long as the prediction allows; a step stands where the loss is lower than before and the
+    measured KL within the radius, and where no try does, no step is taken. The loss must be known at new parameters:
+    `step(closure)`, or `descend(loss)`.
+    """
+
+    attempts: int = 10
+    """Steps that are tried at most."""
+    shrink: float = 0.8
+    """Factor from one try to the next."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        if not 0 < self.shrink < 1:
+            raise ValueError(f"shrink must be between 0 and 1, got {self.shrink}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,11 @@ class StepRule:
     """Recorded passes between two updates of the curvature, after the first `EAGER_PASSES`, which all update it."""
     refresh_period: int = 1
     """Curvature updates between two decompositions."""
+    line_search: Backtracking | None = None
+    """Demand that the loss goes down, at every step; corrections and their period are then left aside. None asks for
+    the distance alone."""
+    curvature_damping: GreedyDamping | None = None
+    """A damping of its own for the direction; None solves with that of the quadratic model."""
     cold_start: int = 0
     """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
 

@@ -35,15 +35,25 @@ Curvature = Literal[
     "sua",
     "mean-sua",
     "sua-ekfac",
+    "tridiagonal",
+    "dense-fisher",
+    "exact-cg",
     "adam",
 ]
-"""Which approximation of a layer's curvature; adam has none, and no trust region either."""
+"""Which approximation of the curvature; exact-cg averages nothing over batches, adam has none, and no trust region
+either."""
 
 Fisher = Literal["sampled", "exact", "empirical"]
 """Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
 
-Combination = Literal["layers", "layers-and-momentum", "none"]
-"""One coefficient per layer, one more for the previous step, or all of them 1."""
+Combination = Literal["layers", "layers-and-momentum", "whole", "whole-and-momentum", "none"]
+"""One coefficient per layer or one for the whole direction, one more for the previous step, or all of them 1."""
+
+LineSearch = Literal["none", "backtracking"]
+"""Steps that meet their radius, or such as lower the loss within it."""
+
+DampingRule = Literal["constant", "levenberg-marquardt"]
+"""The damping as it is, or set by how well the quadratic model foretells the loss."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,8 @@ class ActorConfig:
     """How the radius develops."""
     damping: float
     """Added to the curvature's eigenvalues."""
+    damping_rule: DampingRule
+    """How the damping develops."""
     momentum: float
     """Share of the previous step carried into the next direction."""
     combination: Combination
@@ -140,6 +152,10 @@ class ActorConfig:
     """The quadratic form that predicts the KL: the exact Fisher or the layers' blocks."""
     corrections: int
     """Forward passes that may rescale a step until its measured KL meets the radius."""
+    line_search: LineSearch
+    """What a step must do; backtracking is TRPO's search, in the place of the corrections."""
+    curvature_damping: Literal["none", "greedy"]
+    """Whether the direction's damping is searched for beside that of the quadratic model."""
     curvature_examples: int | None
     """Examples of a batch from which the curvature is taken; None takes all."""
     exact_examples: int | None
@@ -188,6 +204,8 @@ class CriticConfig:
     """How the radius develops."""
     damping: float
     """Added to the curvature's eigenvalues."""
+    damping_rule: DampingRule
+    """How the damping develops."""
     momentum: float
     """Share of the previous step carried into the next direction."""
     combination: Combination

@@ -6,7 +6,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from acktr.combination import LayerCombination
+from acktr.combination import LayerCombination, WholeDirection
 from acktr.curvature import (
     BKFAC,
     BKFACC,
@@ -20,16 +20,21 @@ from acktr.curvature import (
     SUA,
     SUAEKFAC,
     Curvature,
+    DenseFisher,
     Diagonal,
+    ExactCG,
     FactoredKFAC,
     KFCReduce,
     MeanSUA,
     PerExample,
+    Tridiagonal,
 )
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
 from agents.errors import UsageError
@@ -63,11 +68,13 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         curvature=_curvature(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
-        damping=config.damping,
+        damping=_damping(config),
         momentum=config.momentum,
         combination=_combination(config),
         metric=_METRICS[config.metric](),
         corrections=config.corrections,
+        line_search=_LINE_SEARCHES[config.line_search],
+        curvature_damping=_CURVATURE_DAMPINGS[config.curvature_damping],
         curvature_examples=config.curvature_examples,
         exact_examples=config.exact_examples,
         measure_period=config.measure_period,
@@ -95,7 +102,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         curvature=_curvature(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
-        damping=config.damping,
+        damping=_damping(config),
         momentum=config.momentum,
         combination=_combination(config),
         metric=_METRICS[config.metric](),
@@ -143,12 +150,16 @@ _CURVATURES: dict[str, Any] = {
     "seng": SENG,
     "sua": _sua,
     "sua-ekfac": _sua_ekfac,
+    "tridiagonal": Tridiagonal,
+    "dense-fisher": DenseFisher,
 }
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
     "empirical": EmpiricalFisher,
 }
+_LINE_SEARCHES: dict[str, Backtracking | None] = {"none": None, "backtracking": Backtracking()}
+_CURVATURE_DAMPINGS: dict[str, GreedyDamping | None] = {"none": None, "greedy": GreedyDamping()}
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
@@ -159,12 +170,19 @@ def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.rank is not None and config.curvature not in ranked:
         names = " or ".join(ranked)
         raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
+    if config.curvature == "exact-cg":
+        return ExactCG()
     extra = {} if config.rank is None else {"rank": config.rank}
     choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
     return choice
 
 
+def _damping(config: ActorConfig | CriticConfig) -> float | LevenbergMarquardt:
+    return LevenbergMarquardt(config.damping) if config.damping_rule == "levenberg-marquardt" else config.damping
+
+
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:
     if config.combination == "none":
         return None
-    return LayerCombination(previous_step=config.combination == "layers-and-momentum")
+    kind = WholeDirection if config.combination.startswith("whole") else LayerCombination
+    return kind(previous_step=config.combination.endswith("-and-momentum"))

@@ -3,10 +3,14 @@
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
 from acktr.curvature.bkfac import BKFAC, BKFACC, BRKFAC
 from acktr.curvature.blockdiagonal import BlockDiagonal
+from acktr.curvature.blocktridiagonal import BlockTridiagonal, Tridiagonal
 from acktr.curvature.cgfac import CGFAC
 from acktr.curvature.choice import Curvature, curvature_over
+from acktr.curvature.dense import DenseBlocks
+from acktr.curvature.densefisher import DenseFisher
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
+from acktr.curvature.exactcg import ExactCG
 from acktr.curvature.examples import PerExample
 from acktr.curvature.factors import AdaptiveRank
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
@@ -36,13 +40,17 @@ __all__ = [
     "Block",
     "BlockDiagonal",
     "BlockRule",
+    "BlockTridiagonal",
     "ByName",
     "ByWidth",
     "ColumnSketch",
     "ConstantBlock",
     "Curvature",
     "CurvatureFactory",
+    "DenseBlocks",
+    "DenseFisher",
     "Diagonal",
+    "ExactCG",
     "FactoredKFAC",
     "KFCReduce",
     "Kronecker",
@@ -57,6 +65,7 @@ __all__ = [
     "RelativeDamping",
     "SplitDamping",
     "Statistics",
+    "Tridiagonal",
     "WholeGram",
     "ZeroTail",
     "curvature_over",

@@ -187,11 +187,12 @@ class BlockDiagonal(NetworkCurvature):
             forms.append(form)
         return {name: out[name] for name in tensors}, torch.stack(forms).sum()
 
-    def multiply(self, tensors: Tensors) -> Tensors:
+    def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
         """F̂ applied block by block, undamped.
 
         Args:
             tensors: one per trained parameter.
+            linearisation: not looked at.
 
         Returns:
             Shaped like `tensors`.
@@ -204,11 +205,12 @@ class BlockDiagonal(NetworkCurvature):
             out.update(member.unpack(function(member.block, member.pack(tensors)), tensors))
         return {name: out[name] for name in tensors}
 
-    def quadratic(self, tensors: Tensors) -> Tensor:
+    def quadratic(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensor:
         """Undamped tensorsᵀ F̂ tensors.
 
         Args:
             tensors: one per trained parameter.
+            linearisation: not looked at.
 
         Returns:
             Scalar tensor ≥ 0.

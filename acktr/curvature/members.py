@@ -73,7 +73,7 @@ def members_of(
         The layers' members in the network's order, then the others'.
     """
     chosen = {name: rules[name] for name in rules if name in parameters}
-    members = _layer_members(network, {k: v for k, v in parameters.items() if k not in chosen}, factory)
+    members = layer_members(network, {k: v for k, v in parameters.items() if k not in chosen}, factory)
     covered = {name for member in members for name in member.names}
     for name, parameter in parameters.items():
         if name not in covered:
@@ -81,9 +81,19 @@ def members_of(
     return members
 
 
-def _layer_members(
+def layer_members(
     network: nn.Module, parameters: Mapping[str, nn.Parameter], factory: CurvatureFactory
 ) -> list[Member]:
+    """One block per layer all of whose parameters are among the given ones; layers that share one are refused.
+
+    Args:
+        network: the module.
+        parameters: trained ones among its own, by dotted name.
+        factory: builds the layers' blocks.
+
+    Returns:
+        The members.
+    """
     names = {id(parameter): name for name, parameter in parameters.items()}
     members: list[Member] = []
     for module_name, module in network.named_modules():

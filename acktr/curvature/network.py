@@ -88,12 +88,12 @@ class NetworkCurvature(ABC):
         """
 
     @abstractmethod
-    def multiply(self, tensors: Tensors) -> Tensors:
-        """F̂ applied to tensors, undamped."""
+    def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
+        """F̂ applied to tensors, undamped; the linearisation as for `solve`."""
 
     @abstractmethod
-    def quadratic(self, tensors: Tensors) -> Tensor:
-        """Undamped tensorsᵀ F̂ tensors, a scalar ≥ 0."""
+    def quadratic(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensor:
+        """Undamped tensorsᵀ F̂ tensors, a scalar ≥ 0; the linearisation as for `solve`."""
 
     def solve_with_form(
         self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
@@ -109,7 +109,7 @@ class NetworkCurvature(ABC):
             X, shaped like `tensors`, and a scalar tensor.
         """
         solution = self.solve(tensors, damping, linearisation)
-        return solution, self.quadratic(solution)
+        return solution, self.quadratic(solution, linearisation)
 
     @abstractmethod
     def split(self, tensors: Tensors) -> list[Tensors]:

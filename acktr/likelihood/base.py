@@ -43,6 +43,20 @@ class Likelihood(Protocol):
         """The bilinear form leftᵀ F_out right per example, shape [N]."""
         ...
 
+    def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
+        """F_out tangent per example, shaped like the outputs; this one differentiates the bilinear form.
+
+        Args:
+            outputs: the network's.
+            tangent: of the outputs.
+
+        Returns:
+            Shaped like the outputs.
+        """
+        with torch.enable_grad():
+            left = tuple(torch.zeros_like(t, requires_grad=True) for t in tangent)
+            return torch.autograd.grad(self.inner(outputs, left, tangent).sum(), left)
+
     def divergence(self, old: Outputs, new: Outputs) -> Tensor:
         """KL(old ‖ new) per example in nats, shape [N]."""
         ...

@@ -70,6 +70,19 @@ class Categorical(PolicyLikelihood):
         p = outputs[0].softmax(-1)
         return (p * left[0] * right[0]).sum(-1) - (p * left[0]).sum(-1) * (p * right[0]).sum(-1)
 
+    def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
+        """P ∘ (tangent − pᵀ tangent).
+
+        Args:
+            outputs: (logits [N, C],).
+            tangent: of the logits.
+
+        Returns:
+            (shape [N, C],).
+        """
+        p = outputs[0].softmax(-1)
+        return (p * (tangent[0] - (p * tangent[0]).sum(-1, keepdim=True)),)
+
     def divergence(self, old: Outputs, new: Outputs) -> Tensor:
         """Σ p_old (log p_old − log p_new).
 

@@ -75,6 +75,18 @@ class DiagonalGaussian(PolicyLikelihood):
         precision = (-2 * outputs[1]).exp()
         return (precision * left[0] * right[0] + 2 * left[1] * right[1]).sum(-1)
 
+    def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
+        """The tangents times 1/σ² and 2.
+
+        Args:
+            outputs: (mean [N, D], log_std [N, D]).
+            tangent: of both.
+
+        Returns:
+            Two tensors of shape [N, D].
+        """
+        return (-2 * outputs[1]).exp() * tangent[0], 2 * tangent[1]
+
     def divergence(self, old: Outputs, new: Outputs) -> Tensor:
         """Σ_d log(σ_new/σ_old) + (σ_old² + (μ_old − μ_new)²)/(2σ_new²) − ½.
 
@@ -180,6 +192,18 @@ class ScalarGaussian(Likelihood):
             Shape [N].
         """
         return left[0] * right[0] / self.variance
+
+    def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
+        """Tangent / variance.
+
+        Args:
+            outputs: (value [N],); unused, the metric is constant.
+            tangent: of the value.
+
+        Returns:
+            (shape [N],).
+        """
+        return (tangent[0] / self.variance,)
 
     def divergence(self, old: Outputs, new: Outputs) -> Tensor:
         """(old − new)² / (2 variance).

@@ -83,6 +83,19 @@ class Joint(Likelihood):
         policy = self.policy.inner(outputs[:-1], left[:-1], right[:-1])
         return policy + self.value.inner(outputs[-1:], left[-1:], right[-1:])
 
+    def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
+        """The parts' products, one after the other.
+
+        Args:
+            outputs: the policy's outputs, then the value.
+            tangent: of all outputs.
+
+        Returns:
+            Shaped like the outputs.
+        """
+        policy = self.policy.multiply(outputs[:-1], tangent[:-1])
+        return *policy, *self.value.multiply(outputs[-1:], tangent[-1:])
+
     def divergence(self, old: Outputs, new: Outputs) -> Tensor:
         """Sum of the parts' divergences.
 

@@ -190,6 +190,8 @@ class ACKTR(OnPolicyAlgorithm):
             measure_period=settings.measure_period,
             statistics_period=settings.statistics_period,
             refresh_period=settings.refresh_period,
+            line_search=settings.line_search if isinstance(settings, ActorSettings) else None,
+            curvature_damping=settings.curvature_damping if isinstance(settings, ActorSettings) else None,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
         )
         return NaturalGradient(

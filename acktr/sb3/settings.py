@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, Curvature
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
+from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 
 Schedule = float | Callable[[float], float]
@@ -32,8 +34,9 @@ class ActorSettings:
     """Largest KL(old ‖ new) of one step on its batch, in nats per dimension of the action (a Discrete action has one).
 
     The KL of a Gaussian is a sum over dimensions, and so is what the noise in a gradient spends of it."""
-    damping: float = 0.01
-    """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step."""
+    damping: float | LevenbergMarquardt = 0.01
+    """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step. A `LevenbergMarquardt` sets it
+    as training goes."""
     momentum: float = 0.0
     """Share of the previous step carried into the next direction; 0 for none."""
     combination: LayerCombination | None = field(default_factory=LayerCombination)
@@ -42,6 +45,10 @@ class ActorSettings:
     """The quadratic form that sets the distance."""
     corrections: int = 2
     """Forward passes that may rescale a step until its measured KL meets the radius; 0 trusts the prediction."""
+    line_search: Backtracking | None = None
+    """Shorten a step until the loss goes down within the radius, or take none (TRPO); None asks for distance alone."""
+    curvature_damping: GreedyDamping | None = None
+    """A damping of its own for the direction; None solves with that of the quadratic model."""
     curvature_examples: int | None = None
     """Examples of each step from which the curvature is taken; None for the step's whole batch.
 
@@ -103,8 +110,8 @@ class CriticSettings:
     """Exact by default: for a scalar output it is one backward pass of ones, without noise."""
     radius: Schedule = 0.3
     """Largest mean squared change of the value in one step, as a share of the residual variance."""
-    damping: float = 0.01
-    """Added to the curvature's eigenvalues."""
+    damping: float | LevenbergMarquardt = 0.01
+    """Added to the curvature's eigenvalues. A `LevenbergMarquardt` sets it as training goes."""
     momentum: float = 0.0
     """Share of the previous step carried into the next direction; 0 for none."""
     combination: LayerCombination | None = None

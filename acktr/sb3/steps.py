@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
 from statistics import fmean
@@ -14,6 +14,7 @@ from acktr.capture import Pass
 from acktr.firstorder import FirstOrder
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
+from acktr.objective import Loss
 from acktr.optimizer import NaturalGradient
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
@@ -83,8 +84,11 @@ def actor_steps(
     behaviour = _outputs(actor, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
-        loss = policy_loss(likelihood, outputs, batch, settings.clip_range, ent_coef)
-        log.add(_descend(optimizer, loss, outputs, passes), float(loss.detach()))
+
+        def loss(outputs: Outputs, batch: Rollout = batch) -> Tensor:
+            return policy_loss(likelihood, outputs, _first(batch, outputs), settings.clip_range, ent_coef)
+
+        log.add(*_descend(optimizer, loss, outputs, passes))
         if behaviour is not None and _too_far(likelihood, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
             break
     return log
@@ -127,7 +131,7 @@ def critic_steps(
             optimizer.pull_back((residual / len(residual),), passes)
         loss = float(0.5 * residual.square().mean())
         optimizer.param_groups[0]["radius"] = radius * max(loss, 1e-12)
-        optimizer.descend()
+        optimizer.descend(_squared_error(returns))
         log.add(optimizer.report, loss)
     return log
 
@@ -168,8 +172,13 @@ def joint_steps(
         error = 0.5 * (outputs[-1] - batch.returns).square().mean()
         radius = optimizer.param_groups[0]["radius"]
         optimizer.likelihood = joint_likelihood(policy, value_radius * float(error.detach()), radius)
-        loss = policy_loss(policy, outputs[:-1], batch, settings.clip_range, ent_coef) + vf_coef * error
-        log.add(_descend(optimizer, loss, outputs, passes), float(loss.detach()))
+
+        def loss(outputs: Outputs, batch: Rollout = batch) -> Tensor:
+            seen = _first(batch, outputs)
+            squares = 0.5 * (outputs[-1] - seen.returns).square().mean()
+            return policy_loss(policy, outputs[:-1], seen, settings.clip_range, ent_coef) + vf_coef * squares
+
+        log.add(*_descend(optimizer, loss, outputs, passes))
         if behaviour is not None and _too_far(
             policy, behaviour, _outputs(network, rollout)[:-1], settings.max_rollout_kl
         ):
@@ -208,11 +217,27 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
-def _descend(optimizer: Stepper, loss: Tensor, outputs: Outputs, passes: Sequence[Pass]) -> StepReport:
-    """Step against the loss, whose graph begins at the outputs."""
-    optimizer.pull_back(torch.autograd.grad(loss, outputs), passes)
-    optimizer.descend()
-    return optimizer.report
+def _first(batch: Rollout, outputs: Outputs) -> Rollout:
+    """The transitions that outputs are of: a pass that was run in parts is looked at again on its first."""
+    return batch if len(outputs[0]) == len(batch) else batch.rows(slice(len(outputs[0])))
+
+
+def _squared_error(returns: Tensor) -> Loss:
+    return lambda outputs: 0.5 * (outputs[0] - returns[: len(outputs[0])]).square().mean()
+
+
+def _descend(
+    optimizer: Stepper, loss: Callable[[Outputs], Tensor], outputs: Outputs, passes: Sequence[Pass]
+) -> tuple[StepReport, float]:
+    """Step against a loss, whose graph begins at the outputs.
+
+    Returns:
+        What the step did, and the loss before it.
+    """
+    before = loss(outputs)
+    optimizer.pull_back(torch.autograd.grad(before, outputs), passes)
+    optimizer.descend(loss)
+    return optimizer.report, float(before.detach())
 
 
 @torch.no_grad()

@@ -82,6 +82,27 @@ def test_what_is_not_finite_shows_in_the_solution(bad):
     assert torch.isfinite(conjugate_gradient(lambda x: 2 * x, torch.ones(4), EXACT).tensor).all()
 
 
+def test_a_product_that_is_not_finite_leaves_the_solution_before_it():
+    matrix, right, _ = system(torch.logspace(-2, 2, 12))
+    calls = []
+
+    def product(vector):
+        calls.append(1)
+        return matrix @ vector if len(calls) < 4 else torch.full_like(vector, float("nan"))
+
+    found = conjugate_gradient(product, right, Stop(0.0, 10))
+    assert found.iterations == 3
+    assert torch.equal(found.tensor, conjugate_gradient(lambda x: matrix @ x, right, Stop(0.0, 3)).tensor)
+
+
+def test_stalled_progress_stops_before_the_last_step():
+    matrix, right, exact = system(torch.logspace(0, 3, 60))
+    stalled = conjugate_gradient(lambda x: matrix @ x, right, Stop(0.0, 1000, progress=5e-4))
+    assert 10 < stalled.iterations < 60
+    assert energy(matrix, stalled.tensor - exact) > 1e-3 * energy(matrix, exact)
+    assert conjugate_gradient(lambda x: matrix @ x, right, Stop(0.0, 60)).iterations == 60
+
+
 def test_nothing_to_solve_takes_no_step():
     found = conjugate_gradient(lambda x: 2 * x, torch.zeros(4), EXACT, start=torch.ones(4))
     assert found.iterations == 0
@@ -93,6 +114,7 @@ def test_nothing_to_solve_takes_no_step():
     [
         (lambda: Stop(tolerance=-0.1), r"tolerance must be in \[0, 1\), got -0\.1"),
         (lambda: Stop(tolerance=1.0), r"tolerance must be in \[0, 1\), got 1\.0"),
+        (lambda: Stop(progress=-1.0), r"progress must be in \[0, 1\), got -1\.0"),
         (lambda: Stop(iterations=0), "iterations must be at least 1, got 0"),
     ],
 )

@@ -19,11 +19,15 @@ from acktr.curvature import (
     RSKFAC,
     SENG,
     SREKFAC,
+    DenseBlocks,
+    DenseFisher,
     Diagonal,
+    ExactCG,
     FactoredKFAC,
     KFCReduce,
     PerExample,
     Place,
+    Tridiagonal,
 )
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
@@ -40,6 +44,7 @@ LOW_RANK = [
 ]
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
 FACTORIES += [CGFAC(), CGFAC(operator=PerExample()), SENG(), KFCReduce()]
+FACTORIES += [DenseBlocks(), Tridiagonal(), DenseFisher(), ExactCG()]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 

@@ -5,7 +5,7 @@ from math import isnan
 import pytest
 import torch
 
-from acktr.curvature import CGFAC, EKFAC, KFAC, SENG, Diagonal, FactoredKFAC, KFCReduce, MeanSUA
+from acktr.curvature import CGFAC, EKFAC, KFAC, SENG, Diagonal, FactoredKFAC, KFCReduce, MeanSUA, Tridiagonal
 from acktr.curvature.members import known_fisher
 from acktr.exact import Linearisation
 from acktr.likelihood import Categorical, DiagonalGaussian
@@ -15,7 +15,7 @@ from acktr.step import StepRule
 from acktr.trust_region import BlockMetric
 
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
-FACTORIES += [CGFAC(), SENG(), KFCReduce(), MeanSUA()]
+FACTORIES += [CGFAC(), SENG(), KFCReduce(), MeanSUA(), Tridiagonal()]
 EXAMPLES = 24
 SMALL = 1e-7  # nats; the KL's third-order term is then about √SMALL = 3e-4 of it, far below the 2 % allowed
 

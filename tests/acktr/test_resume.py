@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
+from acktr.conjugate import Stop
 from acktr.curvature import (
     BKFAC,
     BKFACC,
@@ -20,9 +21,12 @@ from acktr.curvature import (
     SENG,
     SREKFAC,
     ColumnSketch,
+    DenseFisher,
     Diagonal,
+    ExactCG,
     FactoredKFAC,
     PerExample,
+    Tridiagonal,
 )
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
@@ -48,6 +52,9 @@ FACTORIES += [
     CGFAC(memory=2, examples=7, operator=PerExample()),
     SENG(examples=7),
     SENG(solver=ColumnSketch(5)),
+    Tridiagonal(),
+    DenseFisher(),
+    ExactCG(Stop(1e-3, 3), warm_start=0.9, preconditioner=Diagonal()),
 ]
 
 

@@ -14,10 +14,14 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import envs
+from acktr.combination import WholeDirection
+from acktr.curvature import DenseFisher, ExactCG, Tridiagonal
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.step import Backtracking
 from agents import build, configfiles
 from agents.config import ActorConfig, CriticConfig, Curvature, RunConfig
 from agents.errors import UsageError
@@ -78,7 +82,42 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay", "noise_decay"}
+    names = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "noise_decay"}
+    assert {f.name for f in fields(theirs)} == configured - names
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("tridiagonal", Tridiagonal), ("dense-fisher", DenseFisher), ("exact-cg", ExactCG)]
+)
+def test_curvatures_of_the_whole_network_go_by_their_names(name: str, kind: type) -> None:
+    run = with_actor(curvature=name, ema=0.5)
+    agent: Any = build.make_agent(replace(run, policy=replace(run.policy, pi=(16, 16))), still(VECTOR))
+    assert type(agent.actor.curvature) is kind
+    assert getattr(agent.actor.curvature, "ema", 0.5) == pytest.approx(0.5)
+
+
+def test_a_dense_fisher_of_a_large_network_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^[^\n]*the network has \d+ parameters[^\n]*take a smaller one[^\n]*$"):
+        build.make_agent(with_actor(curvature="dense-fisher"), still(VECTOR))
+
+
+def test_k_fac_s_own_rules_and_trpo_s_search_go_by_their_names() -> None:
+    run = with_actor(
+        combination="whole-and-momentum",
+        damping=0.5,
+        damping_rule="levenberg-marquardt",
+        curvature_damping="greedy",
+        line_search="backtracking",
+    )
+    agent: Any = build.make_agent(run, still(VECTOR))
+    assert agent.actor.combination == WholeDirection(previous_step=True)
+    assert agent.actor.damping == LevenbergMarquardt(0.5)
+    assert (agent.actor.curvature_damping, agent.actor.line_search) == (GreedyDamping(), Backtracking())
+    assert agent.actor_optimizer.param_groups[0]["damping"] == pytest.approx(0.5)
+    plain: Any = build.make_agent(with_actor(combination="whole"), still(VECTOR))
+    assert plain.actor.combination == WholeDirection()
+    assert plain.actor.damping == pytest.approx(0.01)
+    assert (plain.actor.curvature_damping, plain.actor.line_search) == (None, None)
 
 
 def test_adam_in_place_of_the_natural_gradient() -> None:

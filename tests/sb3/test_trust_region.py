@@ -9,7 +9,11 @@ import pytest
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
+from acktr.combination import WholeDirection
+from acktr.curvature import ExactCG
+from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.sb3 import ActorSettings, CriticSettings
+from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric
 from tests.sb3.worlds import (
     BOX,
@@ -128,6 +132,39 @@ def test_every_step_of_many_stays_within_its_own_radius():
         assert 0 < report.kl_measured <= SLACK * radius
         assert 0 < report.scale <= 1
     assert {radius for radius, _ in policy} == {0.01}
+
+
+@pytest.mark.parametrize("world", ["cartpole", "pendulum"])
+def test_trpo_s_steps_lower_the_loss_within_the_radius_or_are_not_taken(world):
+    actor = ActorSettings(curvature=ExactCG(), combination=None, line_search=Backtracking(), n_epochs=2)
+    policy, make, settings = WORLDS[world]
+    agent = small_agent(policy, make(), **({"n_steps": 32, "critic": ONE_STEP} | settings), actor=actor)
+    steps, descend, losses = observed_steps(agent.actor_optimizer), agent.actor_optimizer.descend, []
+
+    def watched(loss):
+        outputs = agent.actor_optimizer._outputs(agent.actor_optimizer._capture.last.args)
+        before = float(loss(outputs))
+        descend(loss)
+        losses.append((before, float(loss(agent.actor_optimizer._outputs(agent.actor_optimizer._capture.last.args)))))
+
+    agent.actor_optimizer.descend = watched
+    agent.learn(6 * 32 * agent.n_envs)
+    assert len(steps) == len(losses) == 12
+    for (radius, report), (before, after) in zip(steps, losses, strict=True):
+        assert report.kl_measured <= radius
+        assert after < before if report.scale else after == before
+    assert sum(report.scale > 0 for _, report in steps) > 6
+
+
+@pytest.mark.parametrize("world", ["cartpole", "images, discrete"])
+def test_levenberg_and_marquardt_s_damping_moves_in_both_roles(world):
+    settings = {"damping": LevenbergMarquardt(1.0, period=1)}
+    actor = ActorSettings(**settings, curvature_damping=GreedyDamping(period=2), combination=WholeDirection(True))
+    agent, measured = watched(world, actor=actor, critic=CriticSettings(n_epochs=1, n_minibatches=1, **settings))
+    for optimizer in agent._optimizers():
+        assert optimizer.param_groups[0]["damping"] != pytest.approx(1.0)
+    assert "curvature_damping" in agent.actor_optimizer.param_groups[0]
+    assert all(kl <= SLACK * agent.actor.radius * agent._action_dimensions for kl, _, _ in measured)
 
 
 def test_the_exact_prediction_is_near_the_measurement():
