@@ -204,7 +204,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         group, combination = self.param_groups[0], self.rule.combination
         if self._steps < self.rule.cold_start:
             return self._with_momentum(negative(gradient), part)
-        self.curvature.follow(gradient)
+        gradient = self.curvature.follow(gradient)
         linearisation = self._linearisation(part)
         if combination is None and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, group["damping"], linearisation)

@@ -18,7 +18,18 @@ Algorithm = Literal["acktr", "ppo", "a2c", "trpo"]
 Decay = Literal["constant", "linear", "late"]
 """How a value develops: as it is, falling linearly to 0 at the end of training, or that in its last fifth alone."""
 
-Curvature = Literal["ekfac", "kfac", "factored-kfac", "diagonal", "adam"]
+Curvature = Literal[
+    "ekfac",
+    "ekfac-ra",
+    "ekfac-c",
+    "kfac",
+    "factored-kfac",
+    "kfe-rmsprop",
+    "kfe-adagrad",
+    "kfe-adam",
+    "diagonal",
+    "adam",
+]
 """Which approximation of a layer's curvature; adam has none, and no trust region either."""
 
 Fisher = Literal["sampled", "exact", "empirical"]

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Curvature, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    EKFAC,
+    KFAC,
+    Curvature,
+    Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
+    FactoredKFAC,
+    PerCoordinate,
+    RunningEKFAC,
+)
 from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
@@ -90,7 +102,17 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
-_CURVATURES: dict[str, Any] = {"ekfac": EKFAC, "kfac": KFAC, "factored-kfac": FactoredKFAC, "diagonal": Diagonal}
+_CURVATURES: dict[str, Any] = {
+    "ekfac": EKFAC,
+    "ekfac-ra": RunningEKFAC,
+    "ekfac-c": partial(EKFAC, damping=PerCoordinate()),
+    "kfac": KFAC,
+    "factored-kfac": FactoredKFAC,
+    "kfe-rmsprop": EigenRMSProp,
+    "kfe-adagrad": EigenAdagrad,
+    "kfe-adam": EigenAdam,
+    "diagonal": Diagonal,
+}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,

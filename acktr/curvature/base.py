@@ -132,12 +132,16 @@ class Block(ABC):
             statistics: the layer's rows of this batch.
         """
 
-    def follow(self, gradient: Tensor) -> None:
-        """Take in the objective's gradient that the next `solve` is for; most blocks need nothing.
+    def follow(self, gradient: Tensor) -> Tensor:
+        """Take in the objective's gradient, and say what the next `solve` is for; most blocks hand it back as it is.
 
         Args:
             gradient: shape [o, i].
+
+        Returns:
+            The gradient or, where the method puts an average in its place, that; shape [o, i].
         """
+        return gradient
 
     @abstractmethod
     def _decompose(self) -> None:

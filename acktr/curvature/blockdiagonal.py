@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from acktr.capture import Pass
-from acktr.curvature.base import BlockRule, CurvatureFactory, Statistics
+from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Statistics
 from acktr.curvature.diagonal import ParameterBlock
 from acktr.curvature.members import Member, members_of
 from acktr.curvature.network import NetworkCurvature
@@ -41,6 +41,7 @@ class BlockDiagonal(NetworkCurvature):
     ) -> None:
         self.max_rows = max_rows
         self.members = members_of(network, parameters, factory, rules or {})
+        self._followers = [m for m in self.members if type(m.block).follow is not Block.follow]
         self._latest: dict[str, Statistics] = {}
         self._free = {m.names[0]: parameters[m.names[0]] for m in self.members if isinstance(m.block, ParameterBlock)}
 
@@ -144,14 +145,21 @@ class BlockDiagonal(NetworkCurvature):
         # A stack of one would copy it.
         return Statistics(inputs, slices[0].unsqueeze(0) if len(slices) == 1 else torch.stack(slices))
 
-    def follow(self, gradient: Tensors) -> None:
-        """Show each block its part of the gradient.
+    def follow(self, gradient: Tensors) -> Tensors:
+        """Show each block that cares its part of the gradient, and put what it makes of it in its place.
 
         Args:
             gradient: ∇, one tensor per trained parameter.
+
+        Returns:
+            What the next `solve` is for, shaped like the gradient.
         """
-        for member in self.members:
-            member.block.follow(member.pack(gradient))
+        if not self._followers:
+            return gradient
+        out = dict(gradient)
+        for member in self._followers:
+            out.update(member.unpack(member.block.follow(member.pack(gradient)), gradient))
+        return out
 
     def solve(self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None) -> Tensors:
         """(F̂ + damping · I)⁻¹ applied block by block.

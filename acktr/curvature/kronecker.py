@@ -6,13 +6,14 @@ output gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
+from acktr.curvature.damping import DampingRule, Tikhonov
 from acktr.linalg import damped_inverse, symmetric_eigen
 from acktr.moments import Moment
 
@@ -80,14 +81,25 @@ class KroneckerBlock(Block):
 
 
 class EigenBlock(KroneckerBlock):
-    """K-FAC in its eigenbasis: exact Tikhonov damping, any damping from one decomposition.
+    """K-FAC in its eigenbasis: any damping from one decomposition, by default exact Tikhonov damping.
 
     X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments per update.
+        rule: how damping enters; None for `Tikhonov`.
     """
 
     output_basis: Tensor | None = None
     input_basis: Tensor | None = None
     scaling: Tensor | None = None
+    cross: Tensor | None = None
+    """What √λ multiplies in the damping, shape [o, i]; None for nothing."""
+
+    def __init__(self, shape: tuple[int, int], ema: float, rule: DampingRule | None = None) -> None:
+        super().__init__(shape, ema)
+        self.rule = rule or Tikhonov()
 
     @property
     def ready(self) -> bool:
@@ -98,6 +110,7 @@ class EigenBlock(KroneckerBlock):
         input_values, input_basis = symmetric_eigen(self.input_moment.value)
         output_values, output_basis = symmetric_eigen(self.output_moment.value)
         self._adopt(output_basis, input_basis, torch.outer(output_values, input_values))
+        self.cross = self.rule.cross(output_values, input_values)
 
     def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
         self.output_basis, self.input_basis, self.scaling = output_basis, input_basis, product
@@ -108,7 +121,7 @@ class EigenBlock(KroneckerBlock):
         return self.output_basis, self.input_basis, self.scaling
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
-        """(F̂ + λ)⁻¹ V in the eigenbasis.
+        """(F̂ + λ)⁻¹ V in the eigenbasis, with the rule's cross terms.
 
         Args:
             matrix: V, shape [o, i].
@@ -118,7 +131,11 @@ class EigenBlock(KroneckerBlock):
             Shape [o, i].
         """
         output_basis, input_basis, scaling = self._bases()
-        return output_basis @ ((output_basis.mT @ matrix @ input_basis) / (scaling + damping)) @ input_basis.mT
+        coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
+        return output_basis @ coordinates @ input_basis.mT
+
+    def _damped(self, scaling: Tensor, damping: float) -> Tensor:
+        return scaling + damping if self.cross is None else scaling + damping + damping**0.5 * self.cross
 
     def condition(self) -> float:
         """Largest over mean entry of the scaling."""
@@ -126,24 +143,26 @@ class EigenBlock(KroneckerBlock):
         return float(scaling.max() / scaling.mean().clamp_min(torch.finfo(scaling.dtype).tiny))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, bases and scaling."""
+        """Moments, bases, scaling and cross terms."""
         return super().state_dict() | {
             "output_basis": self.output_basis,
             "input_basis": self.input_basis,
             "scaling": self.scaling,
+            "cross": self.cross,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore moments, bases and scaling.
+        """Restore moments, bases, scaling and cross terms.
 
         Args:
             state: what `state_dict` returned.
         """
         super().load_state_dict(state)
-        self.output_basis, self.input_basis, self.scaling = (
+        self.output_basis, self.input_basis, self.scaling, self.cross = (
             state["output_basis"],
             state["input_basis"],
             state["scaling"],
+            state["cross"],
         )
 
 
@@ -211,10 +230,12 @@ class FactoredBlock(KroneckerBlock):
 
 @dataclass(frozen=True)
 class KFAC:
-    """K-FAC with exact Tikhonov damping, in the factors' eigenbases."""
+    """K-FAC in the factors' eigenbases, with exact Tikhonov damping unless another rule is given."""
 
     ema: float = 0.95
     """Weight kept of the old moments per update."""
+    damping: DampingRule = field(default_factory=Tikhonov)
+    """How damping enters: `Tikhonov`, `PerCoordinate` or `FactoredTikhonov`."""
 
     def build(self, place: Place) -> Block:
         """A block over a layer's matrix.
@@ -225,7 +246,7 @@ class KFAC:
         Returns:
             The block.
         """
-        return EigenBlock(place.shape, self.ema)
+        return EigenBlock(place.shape, self.ema, self.damping)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The interface of a whole network's curvature: blocks' verbs, over tensors by parameter name.
 
-`update` takes in a recorded pass, `follow` the gradient that the next `solve` is for, `solve` gives the direction, and
-`quadratic` its length. A block diagonal is one such curvature; those that look across layers, or at the network itself,
+`update` takes in a recorded pass, `follow` the gradient and says what the next `solve` is for, `solve` gives the
+direction, and `quadratic` its length. A block diagonal is one such curvature; those that look across layers, or at the network itself,
 are others.
 """
 
@@ -67,12 +67,16 @@ class NetworkCurvature(ABC):
             One tensor per trained parameter.
         """
 
-    def follow(self, gradient: Tensors) -> None:
-        """Take in the objective's gradient that the next `solve` is for; most curvatures need nothing.
+    def follow(self, gradient: Tensors) -> Tensors:
+        """Take in the objective's gradient, and say what the next `solve` is for; most curvatures hand it back.
 
         Args:
-            gradient: ∇.
+            gradient: ∇, one tensor per trained parameter.
+
+        Returns:
+            The gradient or, where the method puts an average in its place, that; shaped like it.
         """
+        return gradient
 
     @abstractmethod
     def solve(self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None) -> Tensors:

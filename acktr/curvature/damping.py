@@ -1,0 +1,83 @@
+"""How damping enters a block that is diagonal in a Kronecker basis: the same everywhere, or more where factors are large.
+
+Added to the scalings S of a block is λ + √λ C, where C comes from the factors' eigenvalues d_G and d_A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class DampingRule(Protocol):
+    """A way to damp in a Kronecker basis."""
+
+    def cross(self, output_values: Tensor, input_values: Tensor) -> Tensor | None:
+        """C from d_G [o] and d_A [i], shape [o, i]; None for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tikhonov:
+    """S + λ: the same damping in every direction."""
+
+    def cross(self, output_values: Tensor, input_values: Tensor) -> Tensor | None:
+        """None: there are no cross terms.
+
+        Args:
+            output_values: not looked at.
+            input_values: not looked at.
+
+        Returns:
+            None.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class PerCoordinate:
+    """S + λ + √λ (d_G + d_Aᵀ): damping of the size that each coordinate's factors have (George et al. 2018, appendix C).
+
+    With K-FAC's S = d_G d_Aᵀ it is (d_G + √λ)(d_A + √λ)ᵀ, factored damping with π = 1. The constant before the cross
+    terms is reconstructed from that identity, not read in the paper.
+    """
+
+    def cross(self, output_values: Tensor, input_values: Tensor) -> Tensor | None:
+        """d_G + d_Aᵀ.
+
+        Args:
+            output_values: d_G, shape [o].
+            input_values: d_A, shape [i].
+
+        Returns:
+            Shape [o, i].
+        """
+        return output_values[:, None] + input_values
+
+
+@dataclass(frozen=True)
+class FactoredTikhonov:
+    """S + λ + √λ (π d_G + d_Aᵀ / π), π² = mean d_A / mean d_G: K-FAC's factored damping for any scalings.
+
+    Beside `PerCoordinate` it does not depend on how the scale of A ⊗ G is split between A and G, which is a convention
+    (for convolutions, sums over positions stand in A and means in G).
+    """
+
+    def cross(self, output_values: Tensor, input_values: Tensor) -> Tensor | None:
+        """π d_G + d_Aᵀ / π.
+
+        Args:
+            output_values: d_G, shape [o].
+            input_values: d_A, shape [i].
+
+        Returns:
+            Shape [o, i].
+        """
+        tiny = torch.finfo(input_values.dtype).tiny
+        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+        ratio = input_values.mean().clamp_min(tiny) / output_values.mean().clamp_min(tiny)
+        pi = ratio.sqrt().clamp(1e-8, 1e8)
+        return pi * output_values[:, None] + input_values / pi
