@@ -104,6 +104,21 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 
+def balance(input_mean: Tensor, output_mean: Tensor) -> Tensor:
+    """π = √(input_mean / output_mean), which splits √λ between the factors A + π√λ and G + √λ/π.
+
+    Args:
+        input_mean: mean eigenvalue of A, scalar ≥ 0.
+        output_mean: mean eigenvalue of G, scalar ≥ 0.
+
+    Returns:
+        Scalar.
+    """
+    tiny = torch.finfo(input_mean.dtype).tiny
+    # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+    return (input_mean.clamp_min(tiny) / output_mean.clamp_min(tiny)).sqrt().clamp(1e-8, 1e8)
+
+
 def _finite(tensor: Tensor) -> bool:
     # A finite sum has finite terms, and costs a fifteenth of looking at each; a sum may overflow where no term did.
     return all_finite([tensor]) or bool(torch.isfinite(tensor).all())

@@ -3,8 +3,8 @@
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place, Statistics
 from acktr.curvature.blockdiagonal import BlockDiagonal
 from acktr.curvature.choice import Curvature, curvature_over
-from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.damping import FactoredTikhonov, PerCoordinate, Tikhonov
+from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.eigenbasis import EigenAdagrad, EigenAdam, EigenRMSProp
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.kronecker import KFAC, FactoredKFAC

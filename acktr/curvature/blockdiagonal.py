@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class BlockDiagonal(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        return self._map(tensors, lambda block, matrix: block.solve(matrix, damping))
+        return self._map(tensors, lambda member, matrix: member.block.solve(matrix, damping))
 
     def solve_with_form(
         self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
@@ -204,12 +204,40 @@ class BlockDiagonal(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        return self._map(tensors, lambda block, matrix: block.multiply(matrix))
+        return self._map(tensors, lambda member, matrix: member.block.multiply(matrix))
 
-    def _map(self, tensors: Tensors, function: Any) -> Tensors:
+    def solver_with_batch(
+        self, damping: float, weight: float, linearisation: Linearisation | None = None
+    ) -> Callable[[Tensors], Tensors]:
+        """V ↦ (F̂ + w B + λ)⁻¹ V block by block, B from the rows of an update that was not released yet.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            linearisation: not looked at.
+
+        Returns:
+            A function of tensors, one per trained parameter.
+        """
+        of_blocks = {m.name: m.block.solver_with_batch(damping, weight, self._latest.get(m.name)) for m in self.members}
+        return lambda tensors: self._map(tensors, lambda member, matrix: of_blocks[member.name](matrix))
+
+    def multiply_batch(self, tensors: Tensors) -> Tensors:
+        """B applied block by block.
+
+        Args:
+            tensors: one per trained parameter.
+
+        Returns:
+            Shaped like `tensors`.
+        """
+        latest = self._latest
+        return self._map(tensors, lambda m, matrix: m.block.multiply_batch(matrix, latest.get(m.name)))
+
+    def _map(self, tensors: Tensors, function: Callable[[Member, Tensor], Tensor]) -> Tensors:
         out: Tensors = {}
         for member in self.members:
-            out.update(member.unpack(function(member.block, member.pack(tensors)), tensors))
+            out.update(member.unpack(function(member, member.pack(tensors)), tensors))
         return {name: out[name] for name in tensors}
 
     def quadratic(self, tensors: Tensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""How damping enters a block that is diagonal in a Kronecker basis: the same everywhere, or more where factors are large.
+"""How damping enters a block that is diagonal in a Kronecker basis: the same everywhere, or with the factors' size.
 
 Added to the scalings S of a block is λ + √λ C, where C comes from the factors' eigenvalues d_G and d_A.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from acktr.linalg import balance
 
 
 class DampingRule(Protocol):
@@ -39,7 +40,7 @@ class Tikhonov:
 
 @dataclass(frozen=True)
 class PerCoordinate:
-    """S + λ + √λ (d_G + d_Aᵀ): damping of the size that each coordinate's factors have (George et al. 2018, appendix C).
+    """S + λ + √λ (d_G + d_Aᵀ): damping in proportion to each coordinate's factors (George et al. 2018, appendix C).
 
     With K-FAC's S = d_G d_Aᵀ it is (d_G + √λ)(d_A + √λ)ᵀ, factored damping with π = 1. The constant before the cross
     terms is reconstructed from that identity, not read in the paper.
@@ -76,8 +77,5 @@ class FactoredTikhonov:
         Returns:
             Shape [o, i].
         """
-        tiny = torch.finfo(input_values.dtype).tiny
-        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
-        ratio = input_values.mean().clamp_min(tiny) / output_values.mean().clamp_min(tiny)
-        pi = ratio.sqrt().clamp(1e-8, 1e8)
+        pi = balance(input_values.mean(), output_values.mean())
         return pi * output_values[:, None] + input_values / pi

@@ -6,6 +6,7 @@ eigenvectors (theorem 3: never further from it than K-FAC).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,41 @@ class ScaledBlock(EigenBlock):
         coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
         return output_basis @ coordinates @ input_basis.mT, (coordinates.square() * scaling).sum()
 
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ U_G [(U_Gᵀ V U_A) / (S + w S_B + λ)] U_Aᵀ.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        output_basis, input_basis, scaling = self._bases()
+        divisor = self._damped(scaling, damping) + weight * self._batch_scaling(statistics)
+        return lambda matrix: output_basis @ ((output_basis.mT @ matrix @ input_basis) / divisor) @ input_basis.mT
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """U_G [(U_Gᵀ V U_A) ∘ S_B] U_Aᵀ.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            Shape [o, i].
+        """
+        output_basis, input_basis, _ = self._bases()
+        coordinates = (output_basis.mT @ matrix @ input_basis) * self._batch_scaling(statistics)
+        return output_basis @ coordinates @ input_basis.mT
+
+    def _batch_scaling(self, statistics: Statistics | None) -> Tensor:
+        """S of one batch, in the present bases; S itself for who takes it from elsewhere."""
+        return self._bases()[2]
+
 
 class EKFACBlock(ScaledBlock):
     """Eigenbases refreshed now and then, scalings averaged at every update and carried over when the bases turn.
@@ -86,6 +122,10 @@ class EKFACBlock(ScaledBlock):
         """
         self.squares.update(statistics.squares(self.output_basis, self.input_basis))
         self.scaling = self.squares.value
+
+    def _batch_scaling(self, statistics: Statistics | None) -> Tensor:
+        output_basis, input_basis, scaling = self._bases()
+        return scaling if statistics is None else statistics.squares(output_basis, input_basis)
 
     def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
         if self.output_basis is not None and self.input_basis is not None and self.ready:

@@ -6,6 +6,7 @@ output gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.damping import DampingRule, Tikhonov
-from acktr.linalg import damped_inverse, symmetric_eigen
+from acktr.curvature.kroneckersum import kronecker_sum_solver
+from acktr.linalg import DecompositionError, balance, damped_inverse, symmetric_eigen
 from acktr.moments import Moment
 
 
@@ -80,7 +82,47 @@ class KroneckerBlock(Block):
         self.failures, self.skipped_refreshes, self.basis_age = state["counts"]
 
 
-class EigenBlock(KroneckerBlock):
+class WholeFactorsBlock(KroneckerBlock):
+    """Blocks that decompose whole factors, and so can decompose a batch's own ones beside them."""
+
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ (A ⊗ G + w A_B ⊗ G_B)⁻¹ V, exactly, with factored damping of A ⊗ G whatever the block's own.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None takes F̂ for B.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        if statistics is not None:
+            first = self.input_moment.value, self.output_moment.value
+            second = statistics.input_moment().value, statistics.output_moment().value
+            try:
+                return kronecker_sum_solver(first, second, weight, damping)
+            except DecompositionError:
+                self.skipped_refreshes += 1
+        return super().solver_with_batch(damping, weight, statistics)
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """G_B V A_B.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None takes F̂ for B.
+
+        Returns:
+            Shape [o, i].
+        """
+        if statistics is None:
+            return super().multiply_batch(matrix, statistics)
+        return statistics.output_moment().value @ matrix @ statistics.input_moment().value
+
+
+class EigenBlock(WholeFactorsBlock):
     """K-FAC in its eigenbasis: any damping from one decomposition, by default exact Tikhonov damping.
 
     X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
@@ -166,7 +208,7 @@ class EigenBlock(KroneckerBlock):
         )
 
 
-class FactoredBlock(KroneckerBlock):
+class FactoredBlock(WholeFactorsBlock):
     """K-FAC with factored Tikhonov damping (Martens & Grosse 2015, section 6.3).
 
     X = (G + √λ/π I)⁻¹ V (A + π√λ I)⁻¹ with π² = (tr A / i) / (tr G / o).
@@ -202,11 +244,7 @@ class FactoredBlock(KroneckerBlock):
 
     def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
         A, G = self.input_moment.value, self.output_moment.value
-        tiny = torch.finfo(A.dtype).tiny
-        # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
-        ratio = A.diagonal().mean().clamp_min(tiny) / G.diagonal().mean().clamp_min(tiny)
-        pi = ratio.sqrt().clamp(1e-8, 1e8)
-        root = damping**0.5
+        pi, root = balance(A.diagonal().mean(), G.diagonal().mean()), damping**0.5
         return damped_inverse(G, root / pi), damped_inverse(A, root * pi)
 
     def state_dict(self) -> dict[str, Any]:
