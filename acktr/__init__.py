@@ -8,13 +8,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
+from acktr.curvature import (
+    EKFAC,
+    KFAC,
+    BlockDiagonal,
+    Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
+    FactoredKFAC,
+    FactoredTikhonov,
+    PerCoordinate,
+    RunningEKFAC,
+    Tikhonov,
+)
 from acktr.curvature.members import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
+from acktr.wake import WakeQ, WakeQE, WakeSO
 
 if TYPE_CHECKING:
     from acktr.sb3 import ACKTR as ACKTR
@@ -39,16 +53,26 @@ __all__ = [
     "Categorical",
     "Diagonal",
     "DiagonalGaussian",
+    "EigenAdagrad",
+    "EigenAdam",
+    "EigenRMSProp",
     "EmpiricalFisher",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
+    "FactoredTikhonov",
     "Joint",
     "LayerCombination",
     "NaturalGradient",
+    "PerCoordinate",
+    "RunningEKFAC",
     "SampledFisher",
     "ScalarGaussian",
     "StepReport",
     "StepRule",
+    "Tikhonov",
+    "WakeQ",
+    "WakeQE",
+    "WakeSO",
     "known_fisher",
 ]

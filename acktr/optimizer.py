@@ -24,12 +24,13 @@ from acktr.capture import Pass
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.exact import Linearisation
 from acktr.fisher import FisherSeeds, SampledFisher
-from acktr.likelihood import Likelihood, Outputs
+from acktr.likelihood import Likelihood, Outputs, outputs_of
 from acktr.passes import Passes, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import Tensors, all_finite, negative
 from acktr.trust_region import BlockMetric
+from acktr.wake import InnerProblem, Wake, WakeQE, form_at, largest_scale
 
 EAGER_PASSES = 50
 """First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
@@ -84,6 +85,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
         self._search = Search(self._outputs, self._leaves)
+        self._wake = Wake(self.rule.wake) if self.rule.wake else None
         self._passes = self._updates = self._steps = 0
         defaults = {
             "lr": lr,
@@ -134,6 +136,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         """
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
+        self.curvature.release()
         if not due:
             return
         if not all_finite(record.outputs):  # no target can be drawn from NaN
@@ -148,7 +151,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         if weights is not None:
             for name, gradient in self.curvature.weighted_gradient(weights).items():
                 self.parameters[name].grad = gradient
-        self.curvature.release()
+        if self._wake is None or not self._wake.quadratic:
+            self.curvature.release()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -184,6 +188,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             self._skip("the gradient")
             return
         descent = self._descent(gradient, part)
+        self.curvature.release()
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if all_finite(gradient.values()) else "the gradient")
@@ -201,15 +206,21 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
 
     def _descent(self, gradient: Tensors, part: Pass) -> Descent:
         """Which way: the descent direction and its forms."""
-        group, combination = self.param_groups[0], self.rule.combination
+        damping = self.param_groups[0]["damping"]
         if self._steps < self.rule.cold_start:
             return self._with_momentum(negative(gradient), part)
         gradient = self.curvature.follow(gradient)
         linearisation = self._linearisation(part)
-        if combination is None and isinstance(self.rule.metric, BlockMetric):
-            natural, form = self.curvature.solve_with_form(gradient, group["damping"], linearisation)
+        if self._wake is not None:
+            return self._descent_in(self._wake, gradient, part, linearisation)
+        if self.rule.combination is None and isinstance(self.rule.metric, BlockMetric):
+            natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
             return self._with_momentum(negative(natural), part, float(form))
-        descent = negative(self.curvature.solve(gradient, group["damping"], linearisation))
+        natural = self.curvature.solve(gradient, damping, linearisation)
+        return self._combined(negative(natural), gradient, part, linearisation)
+
+    def _combined(self, descent: Tensors, gradient: Tensors, part: Pass, linearisation: Linearisation) -> Descent:
+        group, combination = self.param_groups[0], self.rule.combination
         if combination is None:
             return self._with_momentum(descent, part)
         pieces = self.curvature.split(descent)
@@ -224,9 +235,58 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
             buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
             tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
-        if form is None and isinstance(self.rule.metric, BlockMetric):
-            form = float(self.curvature.quadratic(tensors))
-        return Descent(tensors, float(self._linearisation(part).quadratic(tensors)) if form is None else form)
+        return Descent(tensors, self._form(tensors, part) if form is None else form)
+
+    def _descent_in(self, wake: Wake, gradient: Tensors, part: Pass, linearisation: Linearisation) -> Descent:
+        """Onward by the gradient and back by the wake's pull, which the scale does not multiply."""
+        group, solve = self.param_groups[0], self._solver_in(wake, linearisation)
+        onward = self._combined(negative(solve(gradient)), gradient, part, linearisation)
+        if wake.pull is None:
+            back = {name: torch.zeros_like(t) for name, t in onward.tensors.items()}
+        else:
+            back = negative(solve(wake.pull))
+        forms = self._forms(onward.tensors, back, linearisation)
+        scale = largest_scale(forms, 2 * group["radius"] / self._search.ratio, group["lr"])
+        if not scale > 0:
+            return onward
+        tensors = {name: t + back[name] / scale for name, t in onward.tensors.items()}
+        if not isinstance(wake.rule, WakeQE):
+            return Descent(tensors, form_at(forms, scale) / scale**2)
+        inner = InnerProblem(
+            leaves=list(self._leaves),
+            run=lambda: outputs_of(self.network(*part.args)),
+            likelihood=self.likelihood,
+            gradient=gradient,
+            curvature=self.curvature.multiply_batch,
+            precondition=solve,
+            scale=scale,
+            damping=group["damping"],
+        )
+        step = inner.improve({name: scale * t for name, t in tensors.items()}, wake)
+        tensors = {name: s / scale for name, s in step.items()}
+        return Descent(tensors, self._form(tensors, part))
+
+    def _solver_in(self, wake: Wake, linearisation: Linearisation) -> Callable[[Tensors], Tensors]:
+        group = self.param_groups[0]
+        if not wake.quadratic:
+            return lambda tensors: self.curvature.solve(tensors, group["damping"], linearisation)
+        scale = wake.expected_scale(group["radius"], group["lr"])
+        return self.curvature.solver_with_batch(group["damping"], scale, linearisation)
+
+    def _forms(self, onward: Tensors, back: Tensors, linearisation: Linearisation) -> list[Tensor]:
+        """The forms of two directions and of their mixture by the rule's metric, in units of each part's radius."""
+        if not isinstance(self.rule.metric, BlockMetric):
+            grams = linearisation.grams([linearisation.tangent(onward), linearisation.tangent(back)])
+            return [gram / part.radius for gram, part in zip(grams, self.likelihood.parts(), strict=True)]
+        both = {name: t + back[name] for name, t in onward.items()}
+        a, c, whole = (float(self.curvature.quadratic(t)) for t in (onward, back, both))
+        b = (whole - a - c) / 2
+        return [torch.tensor([[a, b], [b, c]], dtype=torch.float64)]
+
+    def _form(self, tensors: Tensors, part: Pass) -> float:
+        if isinstance(self.rule.metric, BlockMetric):
+            return float(self.curvature.quadratic(tensors))
+        return float(self._linearisation(part).quadratic(tensors))
 
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
@@ -235,6 +295,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         """How far."""
         group, rule, search = self.param_groups[0], self.rule, self._search
         bounds = Bounds(group["radius"], group["lr"])
+        start = [p.clone() for p in self._leaves] if isinstance(rule.wake, WakeQE) else []
         if not rule.corrections or bounds.radius == math.inf:
             search.move(descent, bounds)
         elif self._steps < EAGER_PASSES or self._steps % rule.measure_period == 0:
@@ -243,7 +304,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             search.move(descent, bounds)
         search.report = replace(search.report, kl_block=self._block_kl(descent, search.report))
         self._skipped_in_a_row = 0
-        self._remember(descent.tensors, search.report.scale)
+        self._remember(descent.tensors, search.report.scale, start)
 
     def _block_kl(self, descent: Descent, report: StepReport) -> float:
         """What the blocks take the step's KL for; a product with the curvature, so only with what was measured."""
@@ -253,8 +314,12 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             return math.nan
         return 0.5 * report.scale**2 * float(self.curvature.quadratic(descent.tensors))
 
-    def _remember(self, direction: Tensors, scale: float) -> None:
+    def _remember(self, direction: Tensors, scale: float, start: list[Tensor]) -> None:
         """Keep what the next step builds on."""
+        if self._wake is not None:
+            step = {name: scale * d for name, d in direction.items()}
+            bent, damping = self.curvature.multiply(step), self.param_groups[0]["damping"]
+            self._wake.moved({name: bent[name] + damping * s for name, s in step.items()}, scale, start)
         if self.param_groups[0]["momentum"]:
             for name, p in self.parameters.items():
                 self.state[p]["momentum_buffer"] = direction[name]
@@ -273,6 +338,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
             "ratio": self._search.ratio,
             "generator": self._generator.get_state(),
+            "wake": None if self._wake is None else self._wake.state_dict(),
         }
         return super().state_dict() | {"natural": natural}
 
@@ -287,6 +353,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         self.curvature.load_state_dict(natural["curvature"])
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         self._search.ratio = natural["ratio"]
+        if self._wake is not None:
+            self._wake.load_state_dict(natural["wake"])
         self._generator.set_state(natural["generator"].cpu())
 
 

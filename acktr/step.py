@@ -8,6 +8,7 @@ from torch import Tensor
 
 from acktr.combination import LayerCombination
 from acktr.trust_region import ExactMetric, StepMetric
+from acktr.wake import WakeRule
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class StepRule:
     """Curvature updates between two decompositions."""
     cold_start: int = 0
     """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
+    wake: WakeRule | None = None
+    """Which divergences to the networks of the past hold the step back (KLD-WRM): `WakeSO`, `WakeQ` or `WakeQE`."""
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFishe
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
+from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
 from agents.errors import UsageError
 from agents.schedules import schedule
@@ -70,6 +72,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         n_minibatches=config.n_minibatches,
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
+        wake=_WAKES[config.wake](config.wake_decay),
         noise_min=schedule(config.noise_min, config.noise_decay),
     )
 
@@ -117,6 +120,12 @@ _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
     "empirical": EmpiricalFisher,
+}
+_WAKES: dict[str, Callable[[float], WakeRule | None]] = {
+    "none": lambda _: None,
+    "so": WakeSO,
+    "q": WakeQ,
+    "qe": WakeQE,
 }
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 

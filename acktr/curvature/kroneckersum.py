@@ -30,10 +30,7 @@ def kronecker_sum_solver(
         damping: λ > 0.
 
     Returns:
-        A function of matrices [o, i].
-
-    Raises:
-        DecompositionError: if a matrix is not finite or no decomposition is.
+        A function of matrices [o, i]; the decompositions behind it are made at once, and may fail.
     """
     (A, G), (other_A, other_G) = first, second
     pi, root = balance(A.diagonal().mean(), G.diagonal().mean()), damping**0.5

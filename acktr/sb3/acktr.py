@@ -187,6 +187,7 @@ class ACKTR(OnPolicyAlgorithm):
             statistics_period=settings.statistics_period,
             refresh_period=settings.refresh_period,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
+            wake=settings.wake if isinstance(settings, ActorSettings) else None,
         )
         return NaturalGradient(
             network,

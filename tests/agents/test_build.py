@@ -78,7 +78,14 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay", "noise_decay"}
+    assert {f.name for f in fields(theirs)} == configured - {
+        "ema",
+        "rank",
+        "adam_rate",
+        "radius_decay",
+        "wake_decay",
+        "noise_decay",
+    }
 
 
 def test_adam_in_place_of_the_natural_gradient() -> None:
