@@ -9,14 +9,35 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC, Place
+from acktr.curvature import (
+    EKFAC,
+    KFAC,
+    Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
+    FactoredKFAC,
+    PerCoordinate,
+    Place,
+    RunningEKFAC,
+)
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
 
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+FACTORIES = [
+    EKFAC(),
+    KFAC(),
+    FactoredKFAC(),
+    Diagonal(),
+    RunningEKFAC(),
+    EKFAC(damping=PerCoordinate()),
+    EigenRMSProp(),
+    EigenAdagrad(),
+    EigenAdam(),
+]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 
