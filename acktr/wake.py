@@ -75,7 +75,7 @@ class WakeQE:
     inner_steps: int = 7
     """Forward and backward passes that improve on Q's step."""
     inner_rate: float = 0.5
-    """First share of the preconditioned inner gradient that is taken; halved whenever it did not help."""
+    """Largest share of the preconditioned inner gradient that is taken; halved where that did not help, for a while."""
 
     def __post_init__(self) -> None:
         _check_decay(self.decay)
@@ -248,6 +248,7 @@ class InnerProblem:
             trial_value, trial_slope = self._look(start, trial, past, wake.weights())
             if trial_value < value:
                 best, value, slope = trial, trial_value, trial_slope
+                rate = min(rule.inner_rate, 1.5 * rate)
             else:
                 rate /= 2
         torch._foreach_copy_(self.leaves, start)
