@@ -14,10 +14,12 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import envs
+from acktr.curvature import EKFAC, EigenAdagrad, EigenAdam, EigenRMSProp, PerCoordinate, RunningEKFAC, Tikhonov
 from acktr.firstorder import Adam
 from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.wake import WakeQ, WakeQE, WakeSO
 from agents import build, configfiles
 from agents.config import ActorConfig, CriticConfig, RunConfig
 from agents.errors import UsageError
@@ -93,6 +95,38 @@ def test_adam_in_place_of_the_natural_gradient() -> None:
     assert agent.actor.curvature == Adam(0.125)
     assert agent.actor_optimizer.param_groups[0]["lr"] == pytest.approx(0.125)
     assert isinstance(agent.critic_optimizer, NaturalGradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ekfac-ra", RunningEKFAC),
+        ("ekfac-c", EKFAC),
+        ("kfe-rmsprop", EigenRMSProp),
+        ("kfe-adagrad", EigenAdagrad),
+        ("kfe-adam", EigenAdam),
+    ],
+)
+def test_curvatures_in_eigenbases_by_their_names(name: str, kind: Any) -> None:
+    agent: Any = build.make_agent(with_actor(curvature=name, ema=0.5), still(VECTOR))
+    assert type(agent.actor.curvature) is kind
+    assert agent.actor.curvature.ema == pytest.approx(0.5)
+    plain: Any = build.make_agent(with_actor(curvature="ekfac"), still(VECTOR)).actor  # type: ignore[attr-defined]
+    assert (getattr(agent.actor.curvature, "damping", None) == PerCoordinate()) == (name == "ekfac-c")
+    assert plain.curvature.damping == Tikhonov()
+
+
+@pytest.mark.parametrize(
+    ("name", "wake"), [("none", None), ("so", WakeSO(0.25)), ("q", WakeQ(0.25)), ("qe", WakeQE(0.25))]
+)
+def test_wakes_by_their_names(name: str, wake: Any) -> None:
+    agent: Any = build.make_agent(with_actor(wake=name, wake_decay=0.25), still(VECTOR))
+    assert agent.actor.wake == wake
+    assert agent.actor_optimizer.rule.wake == wake
+    assert agent.critic_optimizer.rule.wake is None
+    agent.learn(2 * agent.n_steps * agent.n_envs)
+    # Two steps later there is something to look back on.
+    assert (agent.actor_optimizer.state_dict()["natural"]["wake"] is None) == (wake is None)
 
 
 def test_a_rank_that_nothing_uses_is_refused() -> None:
