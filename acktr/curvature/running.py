@@ -87,7 +87,7 @@ class RunningEKFACBlock(EKFACBlock):
 
 @dataclass(frozen=True)
 class RunningEKFAC:
-    """EKFAC-ra: scalings from squared mean gradients of the sampled Fisher; for convolutions the cheaper EKFAC."""
+    """EKFAC-ra: scalings from squared mean gradients of the sampled Fisher, cheaper than EKFAC's and noisier."""
 
     ema: float = 0.95
     """Weight kept of the old moments per update."""
