@@ -29,12 +29,19 @@ from acktr.curvature import (
     DenseBlocks,
     DenseFisher,
     Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
     ExactCG,
     FactoredKFAC,
+    FactoredTikhonov,
     KFCReduce,
     Kronecker,
     MeanSUA,
+    PerCoordinate,
     PerExample,
+    RunningEKFAC,
+    Tikhonov,
     Tridiagonal,
     WholeGram,
 )
@@ -45,6 +52,7 @@ from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussia
 from acktr.optimizer import NaturalGradient
 from acktr.step import Backtracking, StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
+from acktr.wake import WakeQ, WakeQE, WakeSO
 
 if TYPE_CHECKING:
     from acktr.sb3 import ACKTR as ACKTR
@@ -85,11 +93,15 @@ __all__ = [
     "DenseFisher",
     "Diagonal",
     "DiagonalGaussian",
+    "EigenAdagrad",
+    "EigenAdam",
+    "EigenRMSProp",
     "EmpiricalFisher",
     "ExactCG",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
+    "FactoredTikhonov",
     "GreedyDamping",
     "Joint",
     "KFCReduce",
@@ -98,13 +110,19 @@ __all__ = [
     "LevenbergMarquardt",
     "MeanSUA",
     "NaturalGradient",
+    "PerCoordinate",
     "PerExample",
+    "RunningEKFAC",
     "SampledFisher",
     "ScalarGaussian",
     "StepReport",
     "StepRule",
     "Stop",
+    "Tikhonov",
     "Tridiagonal",
+    "WakeQ",
+    "WakeQE",
+    "WakeSO",
     "WholeDirection",
     "WholeGram",
     "known_fisher",

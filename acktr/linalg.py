@@ -201,6 +201,25 @@ def damped_cholesky(matrix: Tensor, damping: Tensor | float) -> Tensor:
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 
+def split_damping(output_mean: Tensor, input_mean: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Share a damping out between the factors: √λ/π for the outputs' and π√λ for the inputs'.
+
+    Args:
+        output_mean: G's mean eigenvalue, tr G / o.
+        input_mean: A's mean eigenvalue, tr A / i.
+        damping: λ > 0.
+
+    Returns:
+        The outputs' and the inputs', whose product is λ.
+    """
+    tiny = torch.finfo(input_mean.dtype).tiny
+    # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
+    ratio = input_mean.clamp_min(tiny) / output_mean.clamp_min(tiny)
+    pi = ratio.sqrt().clamp(1e-8, 1e8)
+    root = damping**0.5
+    return root / pi, root * pi
+
+
 def _finite(tensor: Tensor) -> bool:
     # A finite sum has finite terms, and costs a fifteenth of looking at each; a sum may overflow where no term did.
     return all_finite([tensor]) or bool(torch.isfinite(tensor).all())

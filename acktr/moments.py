@@ -99,6 +99,14 @@ class Moment:
             self._sum.mul_(self.ema).add_(batch, alpha=1 - self.ema)
         self._weight = self.ema * self._weight + (1 - self.ema)
 
+    def begin(self, value: Tensor) -> None:
+        """Start over from a value that counts whole, as if it were the average of many batches.
+
+        Args:
+            value: what is known before any batch.
+        """
+        self._sum, self._weight = value.clone(), 1.0
+
     def replace(self, value: Tensor) -> None:
         """Exchange the average for another view of it, keeping its weight.
 

@@ -34,21 +34,22 @@ from torch import Tensor, nn
 from acktr.capture import Pass
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.damping import LevenbergMarquardt
-from acktr.exact import Linearisation
+from acktr.directions import Directions
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
-from acktr.objective import Foretold, Loss, Objective, number
-from acktr.passes import Passes, trained_parameters
+from acktr.objective import Loss, Objective, number
+from acktr.passes import trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import Tensors, all_finite, negative
+from acktr.tree import Tensors, all_finite
 from acktr.trust_region import BlockMetric
+from acktr.wake import Wake, WakeQE
 
 EAGER_PASSES = 50
 """First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
 
 
-class NaturalGradient(Passes, torch.optim.Optimizer):
+class NaturalGradient(Directions, torch.optim.Optimizer):
     """Steps along (F̂ + λ)⁻¹∇, scaled so that the KL between the outputs before and after meets a radius.
 
     Hyperparameters that change over training (`lr`, `radius`, `damping`, `momentum`, `weight_decay`) live in
@@ -99,6 +100,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
         self._search = Search(self._outputs, self._leaves)
+        self._wake = Wake(self.rule.wake) if self.rule.wake else None
         self._passes = self._updates = self._steps = 0
         defaults = {
             "lr": lr,
@@ -153,6 +155,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             return
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
+        self.curvature.release()
         if not due:
             return
         if not all_finite(record.outputs):  # no target can be drawn from NaN
@@ -167,7 +170,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         if weights is not None:
             for name, gradient in self.curvature.weighted_gradient(weights).items():
                 self.parameters[name].grad = gradient
-        self.curvature.release()
+        if self._wake is None or not self._wake.quadratic:
+            self.curvature.release()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -223,6 +227,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             self._skip("the gradient")
             return
         descent = self._descent(gradient, part)
+        self.curvature.release()
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if not math.isfinite(descent.quadratic):
             self._skip("the direction" if all_finite(gradient.values()) else "the gradient")
@@ -251,76 +256,13 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             change = objective.value(self._outputs(record.args)) - start if scale else math.nan
             group["damping"] = self.adaptation.adapted(group["damping"], model.ratio(scale, change))
 
-    def _model(self, gradient: Tensors, direction: Tensors, part: Pass) -> Foretold:
-        return self._linearisation(part).model(gradient, direction, self._damping)
-
-    @property
-    def _damping(self) -> float:
-        """λ + η: what the quadratic model adds to F, weight decay's own curvature included."""
-        group = self.param_groups[0]
-        return float(group["damping"] + group["weight_decay"])
-
-    def _gradient(self) -> Tensors:
-        decay = self.param_groups[0]["weight_decay"]
-        gradient = {}
-        for name, p in self.parameters.items():
-            own = torch.zeros_like(p) if p.grad is None else p.grad
-            gradient[name] = own.add(p, alpha=decay) if decay else own
-        return gradient
-
-    def _descent(self, gradient: Tensors, part: Pass) -> Descent:
-        """Which way: the descent direction and its forms."""
-        if self._steps < self.rule.cold_start:
-            return self._with_momentum(negative(gradient), part)
-        self.curvature.follow(gradient)
-        group, greedy = self.param_groups[0], self.rule.curvature_damping
-        if greedy is None:
-            return self._natural(gradient, part, self._damping)
-        if self._steps % greedy.period:
-            return self._natural(gradient, part, group["curvature_damping"])
-        found: list[tuple[float, float, Descent]] = []
-        for damping in greedy.candidates(group["curvature_damping"]):
-            descent = self._natural(gradient, part, damping)
-            reduction = self._model(gradient, descent.tensors, part).reduction(1.0)
-            found.append((reduction if math.isfinite(reduction) else math.inf, damping, descent))
-        _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
-        return descent
-
-    def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
-        """The natural gradient with a damping of the curvature's own, rescaled by the model's."""
-        group, combination = self.param_groups[0], self.rule.combination
-        linearisation = self._linearisation(part)
-        if combination is None and isinstance(self.rule.metric, BlockMetric):
-            natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
-            return self._with_momentum(negative(natural), part, float(form))
-        descent = negative(self.curvature.solve(gradient, damping, linearisation))
-        if combination is None:
-            return self._with_momentum(descent, part)
-        pieces = combination.columns(descent, self.curvature.split)
-        if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
-            pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
-        descent, quadratic = combination.combine(pieces, gradient, self._damping, linearisation)
-        return self._with_momentum(descent, part) if group["momentum"] else Descent(descent, float(quadratic))
-
-    def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:
-        """A direction with momentum, where there is any, and its form by the rule's metric unless that is known."""
-        momentum = self.param_groups[0]["momentum"]
-        if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
-            buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
-            tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
-        if form is None and isinstance(self.rule.metric, BlockMetric):
-            form = float(self.curvature.quadratic(tensors, self._linearisation(part)))
-        return Descent(tensors, float(self._linearisation(part).quadratic(tensors)) if form is None else form)
-
-    def _linearisation(self, part: Pass) -> Linearisation:
-        return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
-
     def _move(
         self, descent: Descent, record: Pass, part: Pass, objective: Objective | None = None, before: float = math.nan
     ) -> None:
         """How far."""
         group, rule, search = self.param_groups[0], self.rule, self._search
         bounds, form = Bounds(group["radius"], group["lr"]), self._block_form(descent, part)
+        start = [p.clone() for p in self._leaves] if isinstance(rule.wake, WakeQE) else []
         if rule.line_search is not None and objective is not None:
             search.move_improving(descent, bounds, record, self.likelihood, objective, before, rule.line_search)
         elif self._measures:
@@ -329,7 +271,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             search.move(descent, bounds)
         search.report = replace(search.report, kl_block=0.5 * search.report.scale**2 * form)
         self._skipped_in_a_row = 0
-        self._remember(descent.tensors, search.report.scale)
+        self._remember(descent.tensors, search.report.scale, start, part)
 
     @property
     def _measures(self) -> bool:
@@ -347,15 +289,6 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             return math.nan
         return float(self.curvature.quadratic(descent.tensors, self._linearisation(part)))
 
-    def _remember(self, direction: Tensors, scale: float) -> None:
-        """Keep what the next step builds on."""
-        if self.param_groups[0]["momentum"]:
-            for name, p in self.parameters.items():
-                self.state[p]["momentum_buffer"] = direction[name]
-        if self.rule.combination is not None and self.rule.combination.previous_step:
-            for name, p in self.parameters.items():
-                self.state[p]["previous_step"] = scale * direction[name]
-
     def _skip(self, where: str) -> None:
         self._search.report = StepReport(0.0, 0.0, 0.0, float("nan"))
         self._count_skip(where)
@@ -367,6 +300,7 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
             "ratio": self._search.ratio,
             "generator": self._generator.get_state(),
+            "wake": None if self._wake is None else self._wake.state_dict(),
         }
         return super().state_dict() | {"natural": natural}
 
@@ -381,6 +315,8 @@ class NaturalGradient(Passes, torch.optim.Optimizer):
         self.curvature.load_state_dict(natural["curvature"])
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         self._search.ratio = natural["ratio"]
+        if self._wake is not None:
+            self._wake.load_state_dict(natural["wake"])
         self._generator.set_state(natural["generator"].cpu())
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from acktr.combination import LayerCombination
 from acktr.damping import GreedyDamping
 from acktr.trust_region import ExactMetric, StepMetric
+from acktr.wake import WakeRule
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class StepRule:
     """A damping of its own for the direction; None solves with that of the quadratic model."""
     cold_start: int = 0
     """First steps along the plain gradient, while the curvature gathers statistics; the radius holds all the same."""
+    wake: WakeRule | None = None
+    """Which divergences to the networks of the past hold the step back (KLD-WRM): `WakeSO`, `WakeQ` or `WakeQE`."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -70,6 +73,8 @@ class StepRule:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.wake is not None and self.curvature_damping is not None:
+            raise ValueError("a wake's parts share one damping; leave curvature_damping or the wake out")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples must be at least 1, or None for the whole batch, got {self.examples}")
 

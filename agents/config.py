@@ -20,8 +20,13 @@ Decay = Literal["constant", "linear", "late"]
 
 Curvature = Literal[
     "ekfac",
+    "ekfac-ra",
+    "ekfac-c",
     "kfac",
     "factored-kfac",
+    "kfe-rmsprop",
+    "kfe-adagrad",
+    "kfe-adam",
     "diagonal",
     "rs-kfac",
     "sre-kfac",
@@ -42,6 +47,9 @@ Curvature = Literal[
 ]
 """Which approximation of the curvature; exact-cg averages nothing over batches, adam has none, and no trust region
 either."""
+
+Wake = Literal["none", "so", "q", "qe"]
+"""No wake, its second-order form with a linear or a quadratic model of the objective, or exact divergences."""
 
 Fisher = Literal["sampled", "exact", "empirical"]
 """Output gradients of actions that the model draws, of all it could draw, or of those that were taken."""
@@ -176,6 +184,10 @@ class ActorConfig:
     """Clip of the importance ratio, which matters after a rollout's first step."""
     max_rollout_kl: float | None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats."""
+    wake: Wake
+    """Whether divergences to the policies of the past hold each step back (KLD-WRM), and how they are taken."""
+    wake_decay: float
+    """Share of the old wake kept at each step; small numbers, because the noise of consecutive gradients adds up."""
     noise_min: float
     """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / d."""
     noise_decay: Decay

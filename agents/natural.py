@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from inspect import signature
+from collections.abc import Callable
 from typing import Any
 
 from acktr.combination import LayerCombination, WholeDirection
-from acktr.curvature import (
-    BKFAC,
-    BKFACC,
-    BRKFAC,
-    CGFAC,
-    EKFAC,
-    KFAC,
-    RSKFAC,
-    SENG,
-    SREKFAC,
-    SUA,
-    SUAEKFAC,
-    Curvature,
-    DenseFisher,
-    Diagonal,
-    ExactCG,
-    FactoredKFAC,
-    KFCReduce,
-    MeanSUA,
-    PerExample,
-    Tridiagonal,
-)
 from acktr.damping import GreedyDamping, LevenbergMarquardt
-from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
+from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
 from agents.config import AcktrConfig, ActorConfig, CriticConfig
-from agents.errors import UsageError
+from agents.curvatures import curvature_of
 from agents.schedules import schedule
 
 
@@ -65,7 +42,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         The library's settings.
     """
     return ActorSettings(
-        curvature=_curvature(config),
+        curvature=curvature_of(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
         damping=_damping(config),
@@ -85,6 +62,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         n_minibatches=config.n_minibatches,
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
+        wake=_WAKES[config.wake](config.wake_decay),
         noise_min=schedule(config.noise_min, config.noise_decay),
     )
 
@@ -99,7 +77,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         The library's settings.
     """
     return CriticSettings(
-        curvature=_curvature(config),
+        curvature=curvature_of(config),
         fisher=_FISHERS[config.fisher](),
         radius=schedule(config.radius, config.radius_decay),
         damping=_damping(config),
@@ -117,64 +95,20 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
-def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
-    return KFCReduce(EKFAC(ema, rank))
-
-
-def _mean_sua(ema: float, rank: int | None = None) -> Curvature:
-    return MeanSUA(ema, EKFAC(ema, rank))
-
-
-def _sua(ema: float, rank: int | None = None) -> Curvature:
-    return SUA(ema, EKFAC(ema, rank))
-
-
-def _sua_ekfac(ema: float, rank: int | None = None) -> Curvature:
-    return SUAEKFAC(ema, EKFAC(ema, rank))
-
-
-_CURVATURES: dict[str, Any] = {
-    "ekfac": EKFAC,
-    "kfac": KFAC,
-    "factored-kfac": FactoredKFAC,
-    "diagonal": Diagonal,
-    "rs-kfac": RSKFAC,
-    "sre-kfac": SREKFAC,
-    "b-kfac": BKFAC,
-    "b-r-kfac": BRKFAC,
-    "b-kfac-c": BKFACC,
-    "cg-fac": CGFAC,
-    "cg-fac-e": partial(CGFAC, operator=PerExample()),
-    "kfc-reduce": _kfc_reduce,
-    "mean-sua": _mean_sua,
-    "seng": SENG,
-    "sua": _sua,
-    "sua-ekfac": _sua_ekfac,
-    "tridiagonal": Tridiagonal,
-    "dense-fisher": DenseFisher,
-}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,
     "empirical": EmpiricalFisher,
 }
 _LINE_SEARCHES: dict[str, Backtracking | None] = {"none": None, "backtracking": Backtracking()}
+_WAKES: dict[str, Callable[[float], WakeRule | None]] = {
+    "none": lambda _: None,
+    "so": WakeSO,
+    "q": WakeQ,
+    "qe": WakeQE,
+}
 _CURVATURE_DAMPINGS: dict[str, GreedyDamping | None] = {"none": None, "greedy": GreedyDamping()}
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
-
-
-def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
-    if config.curvature == "adam":
-        return Adam(config.adam_rate)
-    ranked = [name for name, choice in _CURVATURES.items() if "rank" in signature(choice).parameters]
-    if config.rank is not None and config.curvature not in ranked:
-        names = " or ".join(ranked)
-        raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
-    if config.curvature == "exact-cg":
-        return ExactCG()
-    extra = {} if config.rank is None else {"rank": config.rank}
-    choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
-    return choice
 
 
 def _damping(config: ActorConfig | CriticConfig) -> float | LevenbergMarquardt:

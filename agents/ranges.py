@@ -52,6 +52,7 @@ _RANGES: dict[str, _Range] = {
     "noise_min": _NON_NEGATIVE,
     "period": _NON_NEGATIVE,
     "ema": _SHARE_BELOW_1,
+    "wake_decay": _SHARE_BELOW_1,
     # Infinite damping is a meaning of its own: a plain gradient step.
     "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,

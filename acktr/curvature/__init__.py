@@ -6,9 +6,11 @@ from acktr.curvature.blockdiagonal import BlockDiagonal
 from acktr.curvature.blocktridiagonal import BlockTridiagonal, Tridiagonal
 from acktr.curvature.cgfac import CGFAC
 from acktr.curvature.choice import Curvature, curvature_over
+from acktr.curvature.damping import FactoredTikhonov, PerCoordinate, Tikhonov
 from acktr.curvature.dense import DenseBlocks
 from acktr.curvature.densefisher import DenseFisher
 from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
+from acktr.curvature.eigenbasis import EigenAdagrad, EigenAdam, EigenRMSProp
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.exactcg import ExactCG
 from acktr.curvature.examples import PerExample
@@ -20,6 +22,7 @@ from acktr.curvature.pair import RelativeDamping, SplitDamping
 from acktr.curvature.randomised import RSKFAC, SREKFAC
 from acktr.curvature.reduce import KFCReduce
 from acktr.curvature.rows import Kronecker
+from acktr.curvature.running import RunningEKFAC
 from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
 from acktr.curvature.spectrum import LastKept, MeanOfRest, ZeroTail
 from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
@@ -50,8 +53,12 @@ __all__ = [
     "DenseBlocks",
     "DenseFisher",
     "Diagonal",
+    "EigenAdagrad",
+    "EigenAdam",
+    "EigenRMSProp",
     "ExactCG",
     "FactoredKFAC",
+    "FactoredTikhonov",
     "KFCReduce",
     "Kronecker",
     "LastKept",
@@ -60,11 +67,14 @@ __all__ = [
     "NetworkCurvature",
     "NetworkCurvatureFactory",
     "ParameterBlock",
+    "PerCoordinate",
     "PerExample",
     "Place",
     "RelativeDamping",
+    "RunningEKFAC",
     "SplitDamping",
     "Statistics",
+    "Tikhonov",
     "Tridiagonal",
     "WholeGram",
     "ZeroTail",

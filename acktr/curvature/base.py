@@ -132,12 +132,16 @@ class Block(ABC):
             statistics: the layer's rows of this batch.
         """
 
-    def follow(self, gradient: Tensor) -> None:
-        """Take in the objective's gradient that the next `solve` is for; most blocks need nothing.
+    def follow(self, gradient: Tensor) -> Tensor:
+        """Take in the objective's gradient, and say what the next `solve` is for; most blocks hand it back as it is.
 
         Args:
             gradient: shape [o, i].
+
+        Returns:
+            The gradient or, where the method puts an average in its place, that; shape [o, i].
         """
+        return gradient
 
     @abstractmethod
     def _decompose(self) -> None:
@@ -186,6 +190,33 @@ class Block(ABC):
         """
         solution = self.solve(matrix, damping)
         return solution, self.quadratic(solution)
+
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ (F̂ + w B + λ)⁻¹ V, where B is one batch's own curvature; a block that does not tell takes F̂ for B.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None where there are none.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        return lambda matrix: self.solve(matrix, damping / (1 + weight)) / (1 + weight)
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """B V, where B is one batch's own curvature, undamped; a block that does not tell takes F̂ for B.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None where there are none.
+
+        Returns:
+            Shape [o, i].
+        """
+        return self.multiply(matrix)
 
     def refresh(self) -> None:
         """Decompose anew; on failure keep the last good decomposition and count.

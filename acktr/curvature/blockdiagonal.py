@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from acktr.capture import Pass
-from acktr.curvature.base import BlockRule, CurvatureFactory, Statistics
+from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Statistics
 from acktr.curvature.diagonal import ParameterBlock
 from acktr.curvature.members import Member, members_of
 from acktr.curvature.network import NetworkCurvature
@@ -41,6 +41,7 @@ class BlockDiagonal(NetworkCurvature):
     ) -> None:
         self.max_rows = max_rows
         self.members = members_of(network, parameters, factory, rules or {})
+        self._followers = [m for m in self.members if type(m.block).follow is not Block.follow]
         self._latest: dict[str, Statistics] = {}
         self._free = {m.names[0]: parameters[m.names[0]] for m in self.members if isinstance(m.block, ParameterBlock)}
 
@@ -144,14 +145,21 @@ class BlockDiagonal(NetworkCurvature):
         # A stack of one would copy it.
         return Statistics(inputs, slices[0].unsqueeze(0) if len(slices) == 1 else torch.stack(slices))
 
-    def follow(self, gradient: Tensors) -> None:
-        """Show each block its part of the gradient.
+    def follow(self, gradient: Tensors) -> Tensors:
+        """Show each block that cares its part of the gradient, and put what it makes of it in its place.
 
         Args:
             gradient: ∇, one tensor per trained parameter.
+
+        Returns:
+            What the next `solve` is for, shaped like the gradient.
         """
-        for member in self.members:
-            member.block.follow(member.pack(gradient))
+        if not self._followers:
+            return gradient
+        out = dict(gradient)
+        for member in self._followers:
+            out.update(member.unpack(member.block.follow(member.pack(gradient)), gradient))
+        return out
 
     def solve(self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None) -> Tensors:
         """(F̂ + damping · I)⁻¹ applied block by block.
@@ -164,7 +172,7 @@ class BlockDiagonal(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        return self._map(tensors, lambda block, matrix: block.solve(matrix, damping))
+        return self._map(tensors, lambda member, matrix: member.block.solve(matrix, damping))
 
     def solve_with_form(
         self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
@@ -197,12 +205,40 @@ class BlockDiagonal(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        return self._map(tensors, lambda block, matrix: block.multiply(matrix))
+        return self._map(tensors, lambda member, matrix: member.block.multiply(matrix))
 
-    def _map(self, tensors: Tensors, function: Any) -> Tensors:
+    def solver_with_batch(
+        self, damping: float, weight: float, linearisation: Linearisation | None = None
+    ) -> Callable[[Tensors], Tensors]:
+        """V ↦ (F̂ + w B + λ)⁻¹ V block by block, B from the rows of an update that was not released yet.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            linearisation: not looked at.
+
+        Returns:
+            A function of tensors, one per trained parameter.
+        """
+        of_blocks = {m.name: m.block.solver_with_batch(damping, weight, self._latest.get(m.name)) for m in self.members}
+        return lambda tensors: self._map(tensors, lambda member, matrix: of_blocks[member.name](matrix))
+
+    def multiply_batch(self, tensors: Tensors) -> Tensors:
+        """B applied block by block.
+
+        Args:
+            tensors: one per trained parameter.
+
+        Returns:
+            Shaped like `tensors`.
+        """
+        latest = self._latest
+        return self._map(tensors, lambda m, matrix: m.block.multiply_batch(matrix, latest.get(m.name)))
+
+    def _map(self, tensors: Tensors, function: Callable[[Member, Tensor], Tensor]) -> Tensors:
         out: Tensors = {}
         for member in self.members:
-            out.update(member.unpack(function(member.block, member.pack(tensors)), tensors))
+            out.update(member.unpack(function(member, member.pack(tensors)), tensors))
         return {name: out[name] for name in tensors}
 
     def quadratic(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,36 @@ class DiagonalBlock(Block):
             Shape [o, i].
         """
         return matrix * self.squares.value
+
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ V / (S + w S_B + λ).
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        if statistics is None:
+            return super().solver_with_batch(damping, weight, statistics)
+        divisor = self.squares.value + weight * statistics.squares() + damping
+        return lambda matrix: matrix / divisor
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """V ∘ S_B.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            Shape [o, i].
+        """
+        return self.multiply(matrix) if statistics is None else matrix * statistics.squares()
 
     def condition(self) -> float:
         """Largest over mean entry of S."""

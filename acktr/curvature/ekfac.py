@@ -6,49 +6,21 @@ eigenvectors (theorem 3: never further from it than K-FAC).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
+from acktr.curvature.damping import DampingRule, Tikhonov
 from acktr.curvature.kronecker import EigenBlock
 from acktr.curvature.lowrank import LowRankEKFACBlock
 from acktr.moments import Moment
 
 
-class EKFACBlock(EigenBlock):
-    """Eigenbases refreshed now and then, scalings averaged at every update and carried over when the bases turn.
-
-    Args:
-        shape: [o, i].
-        ema: weight kept of the old moments and scalings per update.
-    """
-
-    def __init__(self, shape: tuple[int, int], ema: float) -> None:
-        super().__init__(shape, ema)
-        self.squares = Moment(ema)
-
-    @property
-    def ready(self) -> bool:
-        """Whether there are bases and scalings in them."""
-        return not self.squares.empty
-
-    def rescale(self, statistics: Statistics) -> None:
-        """Average the batch's squared per-example gradients, taken in the present bases.
-
-        Args:
-            statistics: the layer's rows of this batch.
-        """
-        self.squares.update(statistics.squares(self.output_basis, self.input_basis))
-        self.scaling = self.squares.value
-
-    def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
-        if self.output_basis is not None and self.input_basis is not None and self.ready:
-            output_turn, input_turn = self.output_basis.mT @ output_basis, self.input_basis.mT @ input_basis
-            self.squares.replace(carry_scaling(self.squares.value, output_turn, input_turn))
-            product = self.squares.value
-        super()._adopt(output_basis, input_basis, product)
+class ScaledBlock(EigenBlock):
+    """F̂ = (U_A ⊗ U_G) diag(S) (U_A ⊗ U_G)ᵀ, whatever fills the scaling S."""
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """U_G [(U_Gᵀ V U_A) ∘ S] U_Aᵀ.
@@ -85,8 +57,82 @@ class EKFACBlock(EigenBlock):
             X, shape [o, i], and a scalar tensor.
         """
         output_basis, input_basis, scaling = self._bases()
-        coordinates = (output_basis.mT @ matrix @ input_basis) / (scaling + damping)
+        coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
         return output_basis @ coordinates @ input_basis.mT, (coordinates.square() * scaling).sum()
+
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ U_G [(U_Gᵀ V U_A) / (S + w S_B + λ)] U_Aᵀ.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        output_basis, input_basis, scaling = self._bases()
+        divisor = self._damped(scaling, damping) + weight * self._batch_scaling(statistics)
+        return lambda matrix: output_basis @ ((output_basis.mT @ matrix @ input_basis) / divisor) @ input_basis.mT
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """U_G [(U_Gᵀ V U_A) ∘ S_B] U_Aᵀ.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None takes S for S_B.
+
+        Returns:
+            Shape [o, i].
+        """
+        output_basis, input_basis, _ = self._bases()
+        coordinates = (output_basis.mT @ matrix @ input_basis) * self._batch_scaling(statistics)
+        return output_basis @ coordinates @ input_basis.mT
+
+    def _batch_scaling(self, statistics: Statistics | None) -> Tensor:
+        """S of one batch, in the present bases; S itself for who takes it from elsewhere."""
+        return self._bases()[2]
+
+
+class EKFACBlock(ScaledBlock):
+    """Eigenbases refreshed now and then, scalings averaged at every update and carried over when the bases turn.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments and scalings per update.
+        rule: how damping enters; None for `Tikhonov`.
+    """
+
+    def __init__(self, shape: tuple[int, int], ema: float, rule: DampingRule | None = None) -> None:
+        super().__init__(shape, ema, rule)
+        self.squares = Moment(ema)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are bases and scalings in them."""
+        return not self.squares.empty
+
+    def rescale(self, statistics: Statistics) -> None:
+        """Average the batch's squared per-example gradients, taken in the present bases.
+
+        Args:
+            statistics: the layer's rows of this batch.
+        """
+        self.squares.update(statistics.squares(self.output_basis, self.input_basis))
+        self.scaling = self.squares.value
+
+    def _batch_scaling(self, statistics: Statistics | None) -> Tensor:
+        output_basis, input_basis, scaling = self._bases()
+        return scaling if statistics is None else statistics.squares(output_basis, input_basis)
+
+    def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
+        if self.output_basis is not None and self.input_basis is not None and self.ready:
+            output_turn, input_turn = self.output_basis.mT @ output_basis, self.input_basis.mT @ input_basis
+            self.squares.replace(carry_scaling(self.squares.value, output_turn, input_turn))
+            product = self.squares.value
+        super()._adopt(output_basis, input_basis, product)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, bases and averaged squares."""
@@ -132,10 +178,17 @@ class EKFAC:
     rank: int | None = None
     """Eigenvectors kept of a factor more than four times as wide; the others share their mean eigenvalue. None keeps
     all, as do narrower factors, whose decomposition would cost no less."""
+    damping: DampingRule = field(default_factory=Tikhonov)
+    """How damping enters: `Tikhonov`, `PerCoordinate` or `FactoredTikhonov`."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, or None for all eigenvectors, got {self.rank}")
+        if self.rank is not None and not isinstance(self.damping, Tikhonov):
+            raise ValueError(
+                f"{self.damping} needs the eigenvalue of every direction, rank={self.rank} keeps the leading ones: "
+                "use rank=None or Tikhonov()"
+            )
 
     def build(self, place: Place) -> Block:
         """A block over a layer's matrix.
@@ -148,7 +201,7 @@ class EKFAC:
         """
         output_rank, input_rank = (self._kept(width) for width in place.shape)
         if (output_rank, input_rank) == place.shape:
-            return EKFACBlock(place.shape, self.ema)
+            return EKFACBlock(place.shape, self.ema, self.damping)
         return LowRankEKFACBlock(place.shape, self.ema, (output_rank, input_rank))
 
     def _kept(self, width: int) -> int:

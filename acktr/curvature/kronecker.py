@@ -7,14 +7,16 @@ output gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
-from acktr.linalg import damped_inverse, symmetric_eigen
+from acktr.curvature.damping import DampingRule, Tikhonov
+from acktr.curvature.kroneckersum import kronecker_sum_solver
+from acktr.linalg import DecompositionError, damped_inverse, split_damping, symmetric_eigen
 from acktr.moments import Moment
 
 
@@ -84,15 +86,66 @@ class KroneckerBlock(Block):
         self.failures, self.skipped_refreshes, self.basis_age = state["counts"]
 
 
-class EigenBlock(KroneckerBlock):
-    """K-FAC in its eigenbasis: exact Tikhonov damping, any damping from one decomposition.
+class WholeFactorsBlock(KroneckerBlock):
+    """Blocks that decompose whole factors, and so can decompose a batch's own ones beside them."""
+
+    def solver_with_batch(
+        self, damping: float, weight: float, statistics: Statistics | None
+    ) -> Callable[[Tensor], Tensor]:
+        """V ↦ (A ⊗ G + w A_B ⊗ G_B)⁻¹ V, exactly, with factored damping of A ⊗ G whatever the block's own.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            statistics: the batch's rows; None takes F̂ for B.
+
+        Returns:
+            A function of matrices [o, i].
+        """
+        if statistics is not None:
+            first = self.input_moment.value, self.output_moment.value
+            second = statistics.input_moment().value, statistics.output_moment().value
+            try:
+                return kronecker_sum_solver(first, second, weight, damping)
+            except DecompositionError:
+                self.skipped_refreshes += 1
+        return super().solver_with_batch(damping, weight, statistics)
+
+    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
+        """G_B V A_B.
+
+        Args:
+            matrix: V, shape [o, i].
+            statistics: the batch's rows; None takes F̂ for B.
+
+        Returns:
+            Shape [o, i].
+        """
+        if statistics is None:
+            return super().multiply_batch(matrix, statistics)
+        return statistics.output_moment().value @ matrix @ statistics.input_moment().value
+
+
+class EigenBlock(WholeFactorsBlock):
+    """K-FAC in its eigenbasis: any damping from one decomposition, by default exact Tikhonov damping.
 
     X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
+
+    Args:
+        shape: [o, i].
+        ema: weight kept of the old moments per update.
+        rule: how damping enters; None for `Tikhonov`.
     """
 
     output_basis: Tensor | None = None
     input_basis: Tensor | None = None
     scaling: Tensor | None = None
+    cross: Tensor | None = None
+    """What √λ multiplies in the damping, shape [o, i]; None for nothing."""
+
+    def __init__(self, shape: tuple[int, int], ema: float, rule: DampingRule | None = None) -> None:
+        super().__init__(shape, ema)
+        self.rule = rule or Tikhonov()
 
     @property
     def ready(self) -> bool:
@@ -103,6 +156,7 @@ class EigenBlock(KroneckerBlock):
         input_values, input_basis = symmetric_eigen(self.input_moment.value)
         output_values, output_basis = symmetric_eigen(self.output_moment.value)
         self._adopt(output_basis, input_basis, torch.outer(output_values, input_values))
+        self.cross = self.rule.cross(output_values, input_values)
 
     def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
         self.output_basis, self.input_basis, self.scaling = output_basis, input_basis, product
@@ -113,7 +167,7 @@ class EigenBlock(KroneckerBlock):
         return self.output_basis, self.input_basis, self.scaling
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
-        """(F̂ + λ)⁻¹ V in the eigenbasis.
+        """(F̂ + λ)⁻¹ V in the eigenbasis, with the rule's cross terms.
 
         Args:
             matrix: V, shape [o, i].
@@ -123,7 +177,11 @@ class EigenBlock(KroneckerBlock):
             Shape [o, i].
         """
         output_basis, input_basis, scaling = self._bases()
-        return output_basis @ ((output_basis.mT @ matrix @ input_basis) / (scaling + damping)) @ input_basis.mT
+        coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
+        return output_basis @ coordinates @ input_basis.mT
+
+    def _damped(self, scaling: Tensor, damping: float) -> Tensor:
+        return scaling + damping if self.cross is None else scaling + damping + damping**0.5 * self.cross
 
     def condition(self) -> float:
         """Largest over mean entry of the scaling."""
@@ -131,28 +189,30 @@ class EigenBlock(KroneckerBlock):
         return float(scaling.max() / scaling.mean().clamp_min(torch.finfo(scaling.dtype).tiny))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, bases and scaling."""
+        """Moments, bases, scaling and cross terms."""
         return super().state_dict() | {
             "output_basis": self.output_basis,
             "input_basis": self.input_basis,
             "scaling": self.scaling,
+            "cross": self.cross,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore moments, bases and scaling.
+        """Restore moments, bases, scaling and cross terms.
 
         Args:
             state: what `state_dict` returned.
         """
         super().load_state_dict(state)
-        self.output_basis, self.input_basis, self.scaling = (
+        self.output_basis, self.input_basis, self.scaling, self.cross = (
             state["output_basis"],
             state["input_basis"],
             state["scaling"],
+            state["cross"],
         )
 
 
-class FactoredBlock(KroneckerBlock):
+class FactoredBlock(WholeFactorsBlock):
     """K-FAC with factored Tikhonov damping (Martens & Grosse 2015, section 6.3).
 
     X = (G + √λ/π I)⁻¹ V (A + π√λ I)⁻¹ with π² = (tr A / i) / (tr G / o).
@@ -188,8 +248,8 @@ class FactoredBlock(KroneckerBlock):
 
     def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
         A, G = self.input_moment.value, self.output_moment.value
-        output_damping, input_damping = split_damping(G.diagonal().mean(), A.diagonal().mean(), damping)
-        return damped_inverse(G, output_damping), damped_inverse(A, input_damping)
+        of_outputs, of_inputs = split_damping(G.diagonal().mean(), A.diagonal().mean(), damping)
+        return damped_inverse(G, of_outputs), damped_inverse(A, of_inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and the inverses made since the last refresh."""
@@ -210,31 +270,14 @@ class FactoredBlock(KroneckerBlock):
         return float(A.max() * G.max() / (A.mean() * G.mean()).clamp_min(torch.finfo(A.dtype).tiny))
 
 
-def split_damping(output_mean: Tensor, input_mean: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Share a damping out between the factors: √λ/π for the outputs' and π√λ for the inputs'.
-
-    Args:
-        output_mean: G's mean eigenvalue, tr G / o.
-        input_mean: A's mean eigenvalue, tr A / i.
-        damping: λ > 0.
-
-    Returns:
-        The outputs' and the inputs', whose product is λ.
-    """
-    tiny = torch.finfo(input_mean.dtype).tiny
-    # A zero factor (all inputs dead, or a saturated policy) would send π to 0 or ∞.
-    ratio = input_mean.clamp_min(tiny) / output_mean.clamp_min(tiny)
-    pi = ratio.sqrt().clamp(1e-8, 1e8)
-    root = damping**0.5
-    return root / pi, root * pi
-
-
 @dataclass(frozen=True)
 class KFAC:
-    """K-FAC with exact Tikhonov damping, in the factors' eigenbases."""
+    """K-FAC in the factors' eigenbases, with exact Tikhonov damping unless another rule is given."""
 
     ema: float = 0.95
     """Weight kept of the old moments per update."""
+    damping: DampingRule = field(default_factory=Tikhonov)
+    """How damping enters: `Tikhonov`, `PerCoordinate` or `FactoredTikhonov`."""
 
     def build(self, place: Place) -> Block:
         """A block over a layer's matrix.
@@ -245,7 +288,7 @@ class KFAC:
         Returns:
             The block.
         """
-        return EigenBlock(place.shape, self.ema)
+        return EigenBlock(place.shape, self.ema, self.damping)
 
 
 @dataclass(frozen=True)

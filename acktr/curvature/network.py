@@ -1,14 +1,14 @@
 """The interface of a whole network's curvature: blocks' verbs, over tensors by parameter name.
 
-`update` takes in a recorded pass, `follow` the gradient that the next `solve` is for, `solve` gives the direction, and
-`quadratic` its length. A block diagonal is one such curvature; those that look across layers, or at the network itself,
-are others.
+`update` takes in a recorded pass, `follow` the gradient and says what the next `solve` is for, `solve` gives the
+direction, and `quadratic` its length. A block diagonal is one such curvature; those that look across layers, or at the
+network itself, are others.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Generator, Tensor, nn
@@ -54,7 +54,7 @@ class NetworkCurvature(ABC):
         """
 
     def release(self) -> None:
-        """Let go of what was kept of the latest pass for `weighted_gradient`."""
+        """Let go of what was kept of the latest pass for `weighted_gradient` and for the batch's own curvature."""
 
     @abstractmethod
     def weighted_gradient(self, weights: Tensor) -> Tensors:
@@ -67,12 +67,16 @@ class NetworkCurvature(ABC):
             One tensor per trained parameter.
         """
 
-    def follow(self, gradient: Tensors) -> None:
-        """Take in the objective's gradient that the next `solve` is for; most curvatures need nothing.
+    def follow(self, gradient: Tensors) -> Tensors:
+        """Take in the objective's gradient, and say what the next `solve` is for; most curvatures hand it back.
 
         Args:
-            gradient: ∇.
+            gradient: ∇, one tensor per trained parameter.
+
+        Returns:
+            The gradient or, where the method puts an average in its place, that; shaped like it.
         """
+        return gradient
 
     @abstractmethod
     def solve(self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None) -> Tensors:
@@ -110,6 +114,37 @@ class NetworkCurvature(ABC):
         """
         solution = self.solve(tensors, damping, linearisation)
         return solution, self.quadratic(solution, linearisation)
+
+    def solver_with_batch(
+        self, damping: float, weight: float, linearisation: Linearisation | None = None
+    ) -> Callable[[Tensors], Tensors]:
+        """V ↦ (F̂ + w B + λ)⁻¹ V, where B is the latest batch's own curvature, or F̂ where that is not known.
+
+        Args:
+            damping: λ > 0.
+            weight: w ≥ 0.
+            linearisation: as for `solve`.
+
+        Returns:
+            A function of tensors, one per trained parameter.
+        """
+
+        def solve(tensors: Tensors) -> Tensors:
+            solution = self.solve(tensors, damping / (1 + weight), linearisation)
+            return {name: tensor / (1 + weight) for name, tensor in solution.items()}
+
+        return solve
+
+    def multiply_batch(self, tensors: Tensors) -> Tensors:
+        """B applied to tensors, where B is the latest batch's own curvature, or F̂ where that is not known.
+
+        Args:
+            tensors: one per trained parameter.
+
+        Returns:
+            Shaped like `tensors`.
+        """
+        return self.multiply(tensors)
 
     @abstractmethod
     def split(self, tensors: Tensors) -> list[Tensors]:

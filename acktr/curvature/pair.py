@@ -14,8 +14,8 @@ from torch import Tensor
 
 from acktr.curvature.base import Block, Statistics
 from acktr.curvature.factors import Factor
-from acktr.curvature.kronecker import split_damping
 from acktr.curvature.spectrum import Spectrum
+from acktr.linalg import split_damping
 
 
 class FactorDamping(Protocol):

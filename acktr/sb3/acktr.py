@@ -193,6 +193,7 @@ class ACKTR(OnPolicyAlgorithm):
             line_search=settings.line_search if isinstance(settings, ActorSettings) else None,
             curvature_damping=settings.curvature_damping if isinstance(settings, ActorSettings) else None,
             cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
+            wake=settings.wake if isinstance(settings, ActorSettings) else None,
         )
         return NaturalGradient(
             network,

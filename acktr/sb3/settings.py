@@ -16,6 +16,7 @@ from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
+from acktr.wake import WakeRule
 
 Schedule = float | Callable[[float], float]
 """A constant, or a function of the remaining progress (1 at the start of training, 0 at its end)."""
@@ -71,6 +72,9 @@ class ActorSettings:
     """PPO's clip of the importance ratio, which differs from 1 after a rollout's first step only."""
     max_rollout_kl: float | None = None
     """Stop a rollout's steps once the policy is this far from the behaviour policy, in nats; None never stops."""
+    wake: WakeRule | None = None
+    """Divergences to the policies of the past that hold each step back (KLD-WRM): `WakeSO`, `WakeQ` or `WakeQE`; the
+    radius bounds the step all the same. None for none."""
     noise_min: Schedule = 0.0
     """Least noise of Box actions, held after each update: the standard deviations of d dimensions add up to this, and
     each keeps noise_min / d. 0 for none.

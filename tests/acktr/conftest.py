@@ -169,6 +169,22 @@ class Oracle:
             assert curvature.update(capture.last, seed_list, refresh=True, generator=torch.Generator().manual_seed(0))
         return curvature
 
+    def recorded(self, network, likelihood, curvature, inputs):
+        """The rows of every layer by its name, with the exact Fisher's seeds."""
+        capture = Capture(network, curvature.layers)
+        with capture.recording():
+            network(inputs)
+        record = capture.last
+        seeds = ExactFisher()(likelihood, record.outputs, None, None)
+        grads = [record.pull_back(seed, [layer.name for layer in curvature.layers], {}) for seed in seeds]
+        return {
+            layer.name: Statistics(
+                layer.inputs(record.inputs_of(layer.name)),
+                torch.stack([layer.output_grads(g[layer.name]) for g in grads]),
+            )
+            for layer in curvature.layers
+        }
+
     def statistics(self, examples=9, outputs=3, inputs=4, seeds=2, positions=1):
         """Random rows whose inputs and output gradients depend on each other, unlike K-FAC's assumption."""
         a = torch.randn(examples, positions, inputs)
@@ -181,6 +197,7 @@ class Oracle:
         block.update(statistics)
         block.refresh()
         block.rescale(statistics)
+        block.follow(statistics.weighted_sum(torch.linspace(-1, 2, statistics.examples).to(statistics.inputs)))
         return block
 
     def z_scores(self, draws, expected):

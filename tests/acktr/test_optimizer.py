@@ -22,11 +22,16 @@ from acktr.curvature import (
     DenseBlocks,
     DenseFisher,
     Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
     ExactCG,
     FactoredKFAC,
     KFCReduce,
+    PerCoordinate,
     PerExample,
     Place,
+    RunningEKFAC,
     Tridiagonal,
 )
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
@@ -45,6 +50,13 @@ LOW_RANK = [
 FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
 FACTORIES += [CGFAC(), CGFAC(operator=PerExample()), SENG(), KFCReduce()]
 FACTORIES += [DenseBlocks(), Tridiagonal(), DenseFisher(), ExactCG()]
+FACTORIES += [
+    RunningEKFAC(),
+    EKFAC(damping=PerCoordinate()),
+    EigenRMSProp(),
+    EigenAdagrad(),
+    EigenAdam(),
+]
 every_block = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 NAN = float("nan")
 

@@ -23,14 +23,20 @@ from acktr.curvature import (
     ColumnSketch,
     DenseFisher,
     Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
     ExactCG,
     FactoredKFAC,
+    PerCoordinate,
     PerExample,
+    RunningEKFAC,
     Tridiagonal,
 )
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
+from acktr.wake import WakeQ, WakeQE, WakeSO
 
 RULES = {
     "default": StepRule(),
@@ -46,8 +52,9 @@ LOW_RANK = [
     BRKFAC(rank=2, columns=2, overwrite_period=3),
     BKFACC(rank=2, columns=2, correction_period=2, share=0.5),
 ]
-FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal(), *LOW_RANK]
-FACTORIES += [
+FACTORIES = [EKFAC(), KFAC(), FactoredKFAC(), Diagonal()]
+OTHERS = [
+    *LOW_RANK,
     CGFAC(),
     CGFAC(memory=2, examples=7, operator=PerExample()),
     SENG(examples=7),
@@ -56,6 +63,16 @@ FACTORIES += [
     DenseFisher(),
     ExactCG(Stop(1e-3, 3), warm_start=0.9, preconditioner=Diagonal()),
 ]
+WAKES = {
+    "wake SO": StepRule(wake=WakeSO()),
+    "wake Q": StepRule(wake=WakeQ(), statistics_period=2),
+    "wake QE": StepRule(wake=WakeQE(inner_steps=2), combination=None),
+}
+OTHERS += [RunningEKFAC(), EKFAC(damping=PerCoordinate()), EigenRMSProp(), EigenAdagrad(), EigenAdam()]
+# Rules and curvatures do not know each other: each meets the other's plainest and one that keeps bases for long.
+PAIRS = [(rule, factory) for rule in RULES for factory in FACTORIES]
+PAIRS += [(rule, factory) for rule in ("default", "refresh") for factory in OTHERS]
+PAIRS += [(rule, factory) for rule in WAKES for factory in (EKFAC(), FactoredKFAC())]
 
 
 def network():
@@ -91,16 +108,16 @@ def identical(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: type(f).__name__)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "factory"), PAIRS, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
 def test_ten_steps_after_restoring_are_the_same_to_the_last_bit(rule, momentum, factory):
     net = network()
-    optimizer = optimizer_of(net, factory, RULES[rule], momentum)
+    rule = (RULES | WAKES)[rule]
+    optimizer = optimizer_of(net, factory, rule, momentum)
     run(optimizer, batches(5))
     saved = through_a_file(optimizer.state_dict())
     twin = copy.deepcopy(net)
-    restored = optimizer_of(twin, factory, RULES[rule], momentum)
+    restored = optimizer_of(twin, factory, rule, momentum)
     restored.load_state_dict(saved)
     rest = batches(10)
     run(optimizer, rest)
@@ -110,9 +127,9 @@ def test_ten_steps_after_restoring_are_the_same_to_the_last_bit(rule, momentum, 
     assert optimizer._steps == restored._steps == 15
 
 
-@pytest.mark.parametrize("left_out", ["curvature", "counters", "generator", "state"])
+@pytest.mark.parametrize("left_out", ["curvature", "counters", "generator", "state", "wake"])
 def test_every_part_of_the_state_is_needed(left_out):
-    rule = StepRule(cold_start=7, combination=LayerCombination(previous_step=True))
+    rule = StepRule(cold_start=7, combination=LayerCombination(previous_step=True), wake=WakeSO())
     net = network()
     optimizer = optimizer_of(net, EKFAC(), rule, momentum=0.9)
     run(optimizer, batches(5))

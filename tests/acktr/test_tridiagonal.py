@@ -11,11 +11,10 @@ from acktr.capture import Capture
 from acktr.chain import Links
 from acktr.curvature import BlockDiagonal, BlockTridiagonal, FactoredKFAC, Tridiagonal
 from acktr.curvature.base import MAX_FAILURES
-from acktr.curvature.kronecker import split_damping
 from acktr.curvature.members import known_fisher
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian, ScalarGaussian
-from acktr.linalg import DecompositionError
+from acktr.linalg import DecompositionError, split_damping
 from acktr.moments import Moment
 
 ROUNDING = 1e-9  # float64; regressions on factors whose smallest eigenvalues are about 1e-4 of the largest

@@ -15,13 +15,25 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import envs
 from acktr.combination import WholeDirection
-from acktr.curvature import DenseFisher, ExactCG, Tridiagonal
+from acktr.curvature import (
+    EKFAC,
+    DenseFisher,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
+    ExactCG,
+    PerCoordinate,
+    RunningEKFAC,
+    Tikhonov,
+    Tridiagonal,
+)
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
+from acktr.wake import WakeQ, WakeQE, WakeSO
 from agents import build, configfiles
 from agents.config import ActorConfig, CriticConfig, Curvature, RunConfig
 from agents.errors import UsageError
@@ -82,7 +94,7 @@ def test_settings_reach_acktr() -> None:
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    names = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "noise_decay"}
+    names = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
     assert {f.name for f in fields(theirs)} == configured - names
 
 
@@ -134,9 +146,41 @@ def test_the_average_reaches_curvatures_of_rows_and_of_convolutions(name: Any) -
     assert isinstance(fast.actor_optimizer, NaturalGradient)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ekfac-ra", RunningEKFAC),
+        ("ekfac-c", EKFAC),
+        ("kfe-rmsprop", EigenRMSProp),
+        ("kfe-adagrad", EigenAdagrad),
+        ("kfe-adam", EigenAdam),
+    ],
+)
+def test_curvatures_in_eigenbases_by_their_names(name: str, kind: Any) -> None:
+    agent: Any = build.make_agent(with_actor(curvature=name, ema=0.5), still(VECTOR))
+    assert type(agent.actor.curvature) is kind
+    assert agent.actor.curvature.ema == pytest.approx(0.5)
+    plain: Any = build.make_agent(with_actor(curvature="ekfac"), still(VECTOR)).actor  # type: ignore[attr-defined]
+    assert (getattr(agent.actor.curvature, "damping", None) == PerCoordinate()) == (name == "ekfac-c")
+    assert plain.curvature.damping == Tikhonov()
+
+
+@pytest.mark.parametrize(
+    ("name", "wake"), [("none", None), ("so", WakeSO(0.25)), ("q", WakeQ(0.25)), ("qe", WakeQE(0.25))]
+)
+def test_wakes_by_their_names(name: str, wake: Any) -> None:
+    agent: Any = build.make_agent(with_actor(wake=name, wake_decay=0.25), still(VECTOR))
+    assert agent.actor.wake == wake
+    assert agent.actor_optimizer.rule.wake == wake
+    assert agent.critic_optimizer.rule.wake is None
+    agent.learn(2 * agent.n_steps * agent.n_envs)
+    # Two steps later there is something to look back on.
+    assert (agent.actor_optimizer.state_dict()["natural"]["wake"] is None) == (wake is None)
+
+
 def test_every_curvature_s_name_is_another_choice() -> None:
     names = set(get_args(Curvature)) - {"adam"}
-    choices = {repr(build.make_agent(with_actor(curvature=n), still(VECTOR)).actor.curvature) for n in names}  # type: ignore[attr-defined]
+    choices = {repr(actor_settings(with_actor(curvature=name).acktr.actor).curvature) for name in names}
     assert len(choices) == len(names)
 
 

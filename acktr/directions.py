@@ -1,0 +1,174 @@
+"""Which way to step: the natural gradient of a curvature, rescaled, combined, with momentum, or in a wake."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.capture import Pass
+from acktr.curvature import NetworkCurvature
+from acktr.exact import Linearisation
+from acktr.likelihood import outputs_of
+from acktr.objective import Foretold
+from acktr.passes import Passes
+from acktr.search import Search
+from acktr.step import Descent, StepRule
+from acktr.tree import Tensors, negative
+from acktr.trust_region import BlockMetric
+from acktr.wake import InnerProblem, Wake, WakeQE, form_at, largest_scale
+
+
+class Directions(Passes):
+    """Turns gradients into descent directions and their forms, by the rule of a step."""
+
+    curvature: NetworkCurvature
+    """F̂."""
+    rule: StepRule
+    """How a direction becomes a step."""
+    param_groups: list[dict[str, Any]]
+    """Torch's: one group, whose hyperparameters are read at every step."""
+    state: defaultdict[Tensor, Any]
+    """Torch's: what momentum builds on, by parameter."""
+    _search: Search
+    _wake: Wake | None
+    _steps: int
+
+    def _model(self, gradient: Tensors, direction: Tensors, part: Pass) -> Foretold:
+        return self._linearisation(part).model(gradient, direction, self._damping)
+
+    @property
+    def _damping(self) -> float:
+        """λ + η: what the quadratic model adds to F, weight decay's own curvature included."""
+        group = self.param_groups[0]
+        return float(group["damping"] + group["weight_decay"])
+
+    def _gradient(self) -> Tensors:
+        decay = self.param_groups[0]["weight_decay"]
+        gradient = {}
+        for name, p in self.parameters.items():
+            own = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient[name] = own.add(p, alpha=decay) if decay else own
+        return gradient
+
+    def _descent(self, gradient: Tensors, part: Pass) -> Descent:
+        """Which way: the descent direction and its forms."""
+        if self._steps < self.rule.cold_start:
+            return self._with_momentum(negative(gradient), part)
+        gradient = self.curvature.follow(gradient)
+        if self._wake is not None:
+            return self._in_wake(self._wake, gradient, part)
+        group, greedy = self.param_groups[0], self.rule.curvature_damping
+        if greedy is None:
+            return self._natural(gradient, part, self._damping)
+        if self._steps % greedy.period:
+            return self._natural(gradient, part, group["curvature_damping"])
+        found: list[tuple[float, float, Descent]] = []
+        for damping in greedy.candidates(group["curvature_damping"]):
+            descent = self._natural(gradient, part, damping)
+            reduction = self._model(gradient, descent.tensors, part).reduction(1.0)
+            found.append((reduction if math.isfinite(reduction) else math.inf, damping, descent))
+        _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
+        return descent
+
+    def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
+        """The natural gradient with a damping of the curvature's own, rescaled by the model's."""
+        linearisation = self._linearisation(part)
+        if self.rule.combination is None and isinstance(self.rule.metric, BlockMetric):
+            natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
+            return self._with_momentum(negative(natural), part, float(form))
+        natural = self.curvature.solve(gradient, damping, linearisation)
+        return self._combined(negative(natural), gradient, part, linearisation)
+
+    def _combined(self, descent: Tensors, gradient: Tensors, part: Pass, linearisation: Linearisation) -> Descent:
+        """The direction with the lengths that the exact Fisher gives its columns."""
+        combination = self.rule.combination
+        if combination is None:
+            return self._with_momentum(descent, part)
+        pieces = combination.columns(descent, self.curvature.split)
+        if combination.previous_step and "previous_step" in self.state[self._leaves[0]]:
+            pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
+        descent, quadratic = combination.combine(pieces, gradient, self._damping, linearisation)
+        momentum = self.param_groups[0]["momentum"]
+        return self._with_momentum(descent, part) if momentum else Descent(descent, float(quadratic))
+
+    def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:
+        """A direction with momentum, where there is any, and its form by the rule's metric unless that is known."""
+        momentum = self.param_groups[0]["momentum"]
+        if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
+            buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+            tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
+        return Descent(tensors, self._form(tensors, part) if form is None else form)
+
+    def _in_wake(self, wake: Wake, gradient: Tensors, part: Pass) -> Descent:
+        """Onward by the gradient and back by the wake's pull, which the scale does not multiply."""
+        group, linearisation = self.param_groups[0], self._linearisation(part)
+        solve = self._solver_in(wake, linearisation)
+        onward = self._combined(negative(solve(gradient)), gradient, part, linearisation)
+        if wake.pull is None:
+            back = {name: torch.zeros_like(t) for name, t in onward.tensors.items()}
+        else:
+            back = negative(solve(wake.pull))
+        forms = self._forms(onward.tensors, back, linearisation)
+        scale = largest_scale(forms, 2 * group["radius"] / self._search.ratio, group["lr"])
+        if not scale > 0:
+            return onward
+        tensors = {name: t + back[name] / scale for name, t in onward.tensors.items()}
+        if not isinstance(wake.rule, WakeQE):
+            return Descent(tensors, form_at(forms, scale) / scale**2)
+        inner = InnerProblem(
+            leaves=list(self._leaves),
+            run=lambda: outputs_of(self.network(*part.args)),
+            likelihood=self.likelihood,
+            gradient=gradient,
+            curvature=self.curvature.multiply_batch,
+            precondition=solve,
+            scale=scale,
+            damping=self._damping,
+        )
+        step = inner.improve({name: scale * t for name, t in tensors.items()}, wake)
+        tensors = {name: s / scale for name, s in step.items()}
+        return Descent(tensors, self._form(tensors, part))
+
+    def _solver_in(self, wake: Wake, linearisation: Linearisation) -> Callable[[Tensors], Tensors]:
+        if not wake.quadratic:
+            return lambda tensors: self.curvature.solve(tensors, self._damping, linearisation)
+        group = self.param_groups[0]
+        scale = wake.expected_scale(group["radius"], group["lr"])
+        return self.curvature.solver_with_batch(self._damping, scale, linearisation)
+
+    def _forms(self, onward: Tensors, back: Tensors, linearisation: Linearisation) -> list[Tensor]:
+        """The forms of two directions and of their mixture by the rule's metric, in units of each part's radius."""
+        if not isinstance(self.rule.metric, BlockMetric):
+            grams = linearisation.grams([linearisation.tangent(onward), linearisation.tangent(back)])
+            return [gram / part.radius for gram, part in zip(grams, self.likelihood.parts(), strict=True)]
+        both = {name: t + back[name] for name, t in onward.items()}
+        a, c, whole = (float(self.curvature.quadratic(t, linearisation)) for t in (onward, back, both))
+        b = (whole - a - c) / 2
+        return [torch.tensor([[a, b], [b, c]], dtype=torch.float64)]
+
+    def _form(self, tensors: Tensors, part: Pass) -> float:
+        linearisation = self._linearisation(part)
+        if isinstance(self.rule.metric, BlockMetric):
+            return float(self.curvature.quadratic(tensors, linearisation))
+        return float(linearisation.quadratic(tensors))
+
+    def _linearisation(self, part: Pass) -> Linearisation:
+        return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
+
+    def _remember(self, direction: Tensors, scale: float, start: list[Tensor], part: Pass) -> None:
+        """Keep what the next step builds on."""
+        if self._wake is not None:
+            step = {name: scale * d for name, d in direction.items()}
+            bent = self.curvature.multiply(step, self._linearisation(part))
+            self._wake.moved({name: bent[name] + self._damping * s for name, s in step.items()}, scale, start)
+        if self.param_groups[0]["momentum"]:
+            for name, p in self.parameters.items():
+                self.state[p]["momentum_buffer"] = direction[name]
+        if self.rule.combination is not None and self.rule.combination.previous_step:
+            for name, p in self.parameters.items():
+                self.state[p]["previous_step"] = scale * direction[name]

@@ -1,0 +1,111 @@
+"""Every curvature by its name on the command line."""
+
+from __future__ import annotations
+
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from acktr.curvature import (
+    BKFAC,
+    BKFACC,
+    BRKFAC,
+    CGFAC,
+    EKFAC,
+    KFAC,
+    RSKFAC,
+    SENG,
+    SREKFAC,
+    SUA,
+    SUAEKFAC,
+    Curvature,
+    DenseFisher,
+    Diagonal,
+    EigenAdagrad,
+    EigenAdam,
+    EigenRMSProp,
+    ExactCG,
+    FactoredKFAC,
+    KFCReduce,
+    MeanSUA,
+    PerCoordinate,
+    PerExample,
+    RunningEKFAC,
+    Tridiagonal,
+)
+from acktr.firstorder import Adam
+from agents.config import ActorConfig, CriticConfig
+from agents.errors import UsageError
+
+
+def _ekfac_c(ema: float) -> Curvature:
+    return EKFAC(ema, damping=PerCoordinate())
+
+
+def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
+    return KFCReduce(EKFAC(ema, rank))
+
+
+def _mean_sua(ema: float, rank: int | None = None) -> Curvature:
+    return MeanSUA(ema, EKFAC(ema, rank))
+
+
+def _sua(ema: float, rank: int | None = None) -> Curvature:
+    return SUA(ema, EKFAC(ema, rank))
+
+
+def _sua_ekfac(ema: float, rank: int | None = None) -> Curvature:
+    return SUAEKFAC(ema, EKFAC(ema, rank))
+
+
+CURVATURES: dict[str, Any] = {
+    "ekfac": EKFAC,
+    "ekfac-ra": RunningEKFAC,
+    "ekfac-c": _ekfac_c,
+    "kfac": KFAC,
+    "factored-kfac": FactoredKFAC,
+    "kfe-rmsprop": EigenRMSProp,
+    "kfe-adagrad": EigenAdagrad,
+    "kfe-adam": EigenAdam,
+    "diagonal": Diagonal,
+    "rs-kfac": RSKFAC,
+    "sre-kfac": SREKFAC,
+    "b-kfac": BKFAC,
+    "b-r-kfac": BRKFAC,
+    "b-kfac-c": BKFACC,
+    "cg-fac": CGFAC,
+    "cg-fac-e": partial(CGFAC, operator=PerExample()),
+    "kfc-reduce": _kfc_reduce,
+    "mean-sua": _mean_sua,
+    "seng": SENG,
+    "sua": _sua,
+    "sua-ekfac": _sua_ekfac,
+    "tridiagonal": Tridiagonal,
+    "dense-fisher": DenseFisher,
+}
+"""What builds each curvature, given `ema` and, where it takes one, `rank`."""
+
+
+def curvature_of(config: ActorConfig | CriticConfig) -> Curvature | Adam:
+    """The curvature of an actor's or a critic's steps.
+
+    Args:
+        config: Names and numbers.
+
+    Returns:
+        The choice, or Adam in its place.
+
+    Raises:
+        UsageError: If a rank is given to a curvature that has none.
+    """
+    if config.curvature == "adam":
+        return Adam(config.adam_rate)
+    ranked = [name for name, choice in CURVATURES.items() if "rank" in signature(choice).parameters]
+    if config.rank is not None and config.curvature not in ranked:
+        names = " or ".join(ranked)
+        raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
+    if config.curvature == "exact-cg":
+        return ExactCG()
+    extra = {} if config.rank is None else {"rank": config.rank}
+    choice: Curvature = CURVATURES[config.curvature](ema=config.ema, **extra)
+    return choice
