@@ -7,11 +7,14 @@ for, so that the engine runs where Stable-Baselines3 is not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from acktr.bayesbybackprop import BayesByBackprop
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
 from acktr.curvature.members import known_fisher
+from acktr.draws import Evidence
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
-from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
+from acktr.likelihood import Categorical, DiagonalGaussian, GammaPrecision, Joint, ScalarGaussian
+from acktr.noisy import NoisyNaturalGradient
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
@@ -34,18 +37,22 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 __all__ = [
     "EKFAC",
     "KFAC",
+    "BayesByBackprop",
     "BlockDiagonal",
     "BlockMetric",
     "Categorical",
     "Diagonal",
     "DiagonalGaussian",
     "EmpiricalFisher",
+    "Evidence",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
+    "GammaPrecision",
     "Joint",
     "LayerCombination",
     "NaturalGradient",
+    "NoisyNaturalGradient",
     "SampledFisher",
     "ScalarGaussian",
     "StepReport",

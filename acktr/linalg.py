@@ -82,7 +82,7 @@ def _random_start(matrix: Tensor, count: int) -> Tensor:
 
 
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
-    """(matrix + damping · I)⁻¹ by Cholesky, with ten times the damping after each failure, three times at most.
+    """(matrix + damping · I)⁻¹ by `damped_root`.
 
     Args:
         matrix: shape [n, n], positive semi-definite up to rounding.
@@ -90,6 +90,19 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
 
     Returns:
         Shape [n, n].
+    """
+    return torch.cholesky_inverse(damped_root(matrix, damping))
+
+
+def damped_root(matrix: Tensor, damping: Tensor) -> Tensor:
+    """The Cholesky factor of matrix + damping · I, with ten times the damping after each failure, three times at most.
+
+    Args:
+        matrix: shape [n, n], positive semi-definite up to rounding.
+        damping: scalar tensor, > 0.
+
+    Returns:
+        Shape [n, n], lower triangular.
 
     Raises:
         DecompositionError: if the matrix is not finite or no damping tried makes it positive definite.
@@ -98,9 +111,10 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
         raise DecompositionError(f"a {tuple(matrix.shape)} moment is not finite")
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for escalation in (1.0, 10.0, 100.0, 1000.0):
+        factor: Tensor
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.mT) / 2 + escalation * damping * identity)
         if int(info) == 0:
-            return torch.cholesky_inverse(factor)
+            return factor
     raise DecompositionError(f"a {tuple(matrix.shape)} moment plus {1000 * float(damping):g} is not positive definite")
 
 

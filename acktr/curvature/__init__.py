@@ -7,6 +7,8 @@ from acktr.curvature.diagonal import ConstantBlock, Diagonal, ParameterBlock
 from acktr.curvature.ekfac import EKFAC
 from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
+from acktr.curvature.posterior import Posterior, matrix_gaussian_divergence
+from acktr.curvature.sampling import SampledBlock
 
 __all__ = [
     "EKFAC",
@@ -23,6 +25,9 @@ __all__ = [
     "NetworkCurvatureFactory",
     "ParameterBlock",
     "Place",
+    "Posterior",
+    "SampledBlock",
     "Statistics",
     "curvature_over",
+    "matrix_gaussian_divergence",
 ]
