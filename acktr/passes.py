@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,6 +76,27 @@ class Passes:
             The context.
         """
         return self._capture.recording(self.statistics_due)
+
+    @property
+    def chain(self) -> Chain | None:
+        """The network's links, where it is a plain chain of layers."""
+        return self._chain
+
+    @contextmanager
+    def through(self, chain: Chain) -> Iterator[None]:
+        """Run and measure the network inside through another chain of its links.
+
+        Args:
+            chain: an ensemble around the network's own.
+
+        Yields:
+            Nothing.
+        """
+        own, self._chain = self._chain, chain
+        try:
+            yield
+        finally:
+            self._chain = own
 
     @property
     def statistics_due(self) -> bool:

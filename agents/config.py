@@ -145,6 +145,11 @@ class ActorConfig:
     """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / d."""
     noise_decay: Decay
     """How the least noise develops."""
+    exploration_kl: float
+    """Expected KL, in nats per dimension of the action, between the policy and one drawn around it by the curvature for
+    each environment and rollout; 0 draws none. For small policies on vectors."""
+    exploration_decay: Decay
+    """How that KL develops."""
 
 
 @dataclass(frozen=True)

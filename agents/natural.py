@@ -59,6 +59,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
         noise_min=schedule(config.noise_min, config.noise_decay),
+        exploration_kl=schedule(config.exploration_kl, config.exploration_decay),
     )
 
 

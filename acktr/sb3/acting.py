@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from acktr.ensemble import Ensemble
 from acktr.likelihood import Outputs
 from acktr.sb3.networks import ActorNetwork
 
@@ -48,7 +49,13 @@ class RolloutActor:
 
     def __init__(self, agent: ACKTR, n_steps: int, n_envs: int) -> None:
         layers = plain_layers(agent.acting_network, n_envs)
-        self._forward: _Forward = _Modules(agent) if layers is None else _Chain(layers, agent.policy, n_steps, n_envs)
+        self._forward: _Forward
+        if agent.exploration is not None and agent.exploration.ensemble is not None:
+            self._forward = _Drawn(agent.exploration.ensemble, agent.device)
+        elif layers is None:
+            self._forward = _Modules(agent)
+        else:
+            self._forward = _Chain(layers, agent.policy, n_steps, n_envs)
         self._discrete = isinstance(agent.action_space, spaces.Discrete)
         self._shape = agent.action_space.shape or ()
         self._noise = _noise(agent.policy, n_steps, n_envs)
@@ -106,6 +113,23 @@ class _Modules:
     @torch.no_grad()
     def __call__(self, step: int, observations: Any) -> Floats:
         outputs: Outputs = self._network(obs_as_tensor(observations, self._device))
+        self._outputs.append(outputs)
+        return outputs[0].cpu().numpy()
+
+    def outputs(self) -> Outputs:
+        return tuple(torch.stack(steps).flatten(0, 1) for steps in zip(*self._outputs, strict=True))
+
+
+class _Drawn:
+    """Every environment's own policy."""
+
+    def __init__(self, ensemble: Ensemble, device: torch.device) -> None:
+        self._run, self._device = ensemble.fixed(), device
+        self._outputs: list[Outputs] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int, observations: NDArray[Any]) -> Floats:
+        outputs = self._run.outputs(torch.as_tensor(observations, dtype=torch.float32, device=self._device))
         self._outputs.append(outputs)
         return outputs[0].cpu().numpy()
 

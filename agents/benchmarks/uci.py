@@ -59,7 +59,7 @@ PUBLISHED = {
 class Recipe:
     """How a network is fitted: one hidden layer of ReLUs, Gaussian noise of learned precision."""
 
-    epochs: int = 400
+    epochs: int = 200
     """Passes over the training part."""
     batch: int = 32
     """Examples per step."""
@@ -134,9 +134,10 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     """
     for method in plan.methods:
         if method not in METHODS:
-            raise UsageError(f"there is no method {method!r}; did you mean {nearest(method, METHODS)}?")
+            raise UsageError(f"there is no method {method!r}; did you mean {nearest(method, list(METHODS))}?")
+    sets: tuple[str, ...] = (GENERATED,)
     if plan.data is None:
-        sets, note = (GENERATED,), f"no --data was given: {GENERATED} was generated and stands for the UCI sets"
+        note = f"no --data was given: {GENERATED} was generated and stands for the UCI sets"
     else:
         sets, note = plan.sets, f"data read from {plan.data}"
     rows = measure(plan.data, sets, plan.methods, plan.splits, Recipe(epochs=plan.epochs), tell)
@@ -196,10 +197,10 @@ def fit(split: Split, method: str, recipe: Recipe, seed: int) -> tuple[float, fl
     network = nn.Sequential(nn.Linear(width, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, 1), nn.Flatten(0))
     precision = GammaPrecision(examples)
     optimizer = _optimizer(network, method, recipe, examples, seed)
-    steps = recipe.epochs * -(-examples // recipe.batch)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
+    batches = -(-examples // recipe.batch)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=recipe.epochs * batches)
     for _ in range(recipe.epochs):
-        for rows in torch.randperm(examples).split(recipe.batch):
+        for rows in torch.randperm(examples).chunk(batches):
             _step(optimizer, precision, split.inputs[rows], split.targets[rows], recipe.particles)
             falling.step()
     (values,) = optimizer.predict(split.test_inputs, samples=recipe.samples)
@@ -240,7 +241,7 @@ def _step(
             residuals = targets - record.outputs[0]
             optimizer.pull_back((-residuals / likelihood.variance / len(targets),))
             precision.update(residuals)
-    optimizer.descend()
+    optimizer.step()
 
 
 def table_of(name: str, rows: Sequence[Row]) -> Table:
