@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ class Passes:
         return self._chain
 
     @contextmanager
-    def through(self, chain: Chain) -> Iterator[None]:
+    def through(self, chain: Chain) -> Generator[None]:
         """Run and measure the network inside through another chain of its links.
 
         Args:

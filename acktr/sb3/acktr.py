@@ -27,7 +27,7 @@ from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.sb3.collect import collect
-from acktr.sb3.exploration import Exploration
+from acktr.sb3.exploration import Exploration, explored, is_drawn
 from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
@@ -152,9 +152,7 @@ class ACKTR(OnPolicyAlgorithm):
             likelihood = self.action_likelihood
             self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
             self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
-        self.exploration = None
-        if at(self.actor.exploration_kl, 1.0) > 0:
-            self.exploration = Exploration(self.actor_optimizer, self.n_envs, self.update_state.generator)
+        self.exploration = Exploration(self) if at(self.actor.exploration_kl, 1.0) > 0 else None
 
     def _check_setup(self) -> None:
         for space in (self.observation_space, *getattr(self.observation_space, "spaces", ())):
@@ -205,12 +203,6 @@ class ACKTR(OnPolicyAlgorithm):
             blocks={"policy.log_std": known_fisher(2.0)},
             seed=seed,
         )
-
-    def draw_policies(self) -> None:
-        """Draw every environment's policy for the coming rollout, if it is to have one of its own."""
-        if self.exploration is not None:
-            kl = at(self.actor.exploration_kl, max(self._current_progress_remaining, 0.0))
-            self.exploration.draw(kl * self._action_dimensions)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -267,11 +259,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate([each for each in self._optimizers() if isinstance(each, NaturalGradient)])
         of_critic = None if self._joint_network is not None else self.critic.curvature_examples
-        drawn = self.exploration is not None and self.exploration.ensemble is not None
-        whole = drawn or (self.actor.curvature_examples, of_critic) == (
-            None,
-            None,
-        )  # otherwise the first rows stand for all
+        # The first rows stand for all, unless all do, or drawn policies keep their environments' rows together.
+        whole = is_drawn(self.exploration) or (self.actor.curvature_examples, of_critic) == (None, None)
         order = None if whole else self.update_state.generator
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order).seen_by(self.acting_network)
         radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
@@ -297,15 +286,8 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _train_actor(self, rollout: Rollout) -> StepLog:
         network, optimizer, generator = self._actor_network, self.actor_optimizer, self.update_state.generator
-        exploration = self.exploration
-        if exploration is None or exploration.ensemble is None:
-            return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator)
-        distance = exploration.distance(rollout.observations, self.action_likelihood)
-        self.logger.record("train/exploration_kl", distance)
-        with optimizer.through(exploration.ensemble):
-            log = actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, self.n_envs)
-        exploration.forget()
-        return log
+        with explored(self.exploration, rollout.observations, self.logger.record) as groups:
+            return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, groups)
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
