@@ -68,7 +68,7 @@ class Exploration:
         return at(self._agent.actor.exploration_kl, progress) * get_action_dim(self._agent.action_space)
 
     def _pairs(self, scale: float, damping: float) -> Tensors:
-        n_envs, generator = self._agent.n_envs, self._agent.update_state.generator
+        n_envs, generator = self._agent.n_envs, self._optimizer._generator
         half = [self._posterior.sample(scale, damping, generator) for _ in range((n_envs + 1) // 2)]
         out = {name: torch.stack([draw[name] for draw in half]) for name in half[0]}
         return {name: torch.stack([d, -d], dim=1).flatten(0, 1)[:n_envs] for name, d in out.items()}

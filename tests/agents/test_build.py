@@ -75,10 +75,13 @@ def test_settings_reach_acktr() -> None:
     assert momentum.actor.combination.previous_step  # type: ignore[attr-defined]
 
 
+NAMES_OF_OURS = {"ema", "rank", "adam_rate", "radius_decay", "noise_decay", "exploration_decay"}
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - {"ema", "rank", "adam_rate", "radius_decay", "noise_decay"}
+    assert {f.name for f in fields(theirs)} == configured - NAMES_OF_OURS
 
 
 def test_adam_in_place_of_the_natural_gradient() -> None:
@@ -223,6 +226,15 @@ def test_a_floor_for_the_noise_reaches_acktr_and_suits_continuous_actions_alone(
     assert agent.actor.noise_min == pytest.approx(0.25)
     with pytest.raises(UsageError, match=r"noise_min is for Box actions, got Discrete\(2\)"):
         build.make_agent(run, still(VECTOR))
+
+
+def test_exploration_by_drawn_policies_reaches_acktr() -> None:
+    agent: Any = build.make_agent(with_actor(exploration_kl=0.02, exploration_decay="linear"), still(VECTOR))
+    assert agent.actor.exploration_kl(0.5) == pytest.approx(0.01)
+    assert agent.exploration is not None
+    assert build.make_agent(with_actor(), still(VECTOR)).exploration is None  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="exploration_kl draws from the actor's curvature, and Adam has none"):
+        build.make_agent(with_actor(exploration_kl=0.02, curvature="adam"), still(VECTOR))
 
 
 def test_schedules() -> None:
