@@ -83,6 +83,11 @@ class Ensemble(Chain):
         return ensemble
 
     @torch.no_grad()
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's weights [E, o, i] and bias [E, o] of today, group by group."""
+        return [(link._weight(), link._bias().squeeze(1)) for link in self._links if isinstance(link, _GroupedAffine)]
+
+    @torch.no_grad()
     def fixed(self) -> Ensemble:
         """The same networks with the weights of today, for forward passes until the network steps.
 

@@ -16,6 +16,7 @@ from acktr.curvature import EKFAC, KFAC, Diagonal, FactoredKFAC
 from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher
 from acktr.sb3 import ACKTR, ActorSettings
+from acktr.sb3.acting import RolloutActor
 from acktr.sb3.rollout import flatten_rollout
 from tests.sb3.worlds import (
     BOX,
@@ -76,6 +77,23 @@ def test_every_environment_acts_by_weights_of_its_own(space):
             mean = likelihood.log_prob(agent.acting_network(seen), (actions,)).numpy()
             own.append(np.abs(found - mean).max())
     assert min(own) > 1e-3, "the mean would not have said the same"
+
+
+@every_space
+def test_the_short_way_of_acting_says_what_the_long_one_says(space, monkeypatch):
+    agent = collected(explorer(space))
+    seen, heads = np.random.default_rng(0).normal(size=(8, N_ENVS, 3)).astype(np.float32), []
+    for short in (True, False):
+        if not short:
+            monkeypatch.setattr("acktr.sb3.acting.plain_layers", lambda *_: None)
+        actor = RolloutActor(agent, 8, N_ENVS)
+        for step in range(8):
+            actor.act(step, seen[step])
+        heads.append(actor.outputs()[0])
+    torch.testing.assert_close(*heads, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        mean = agent.acting_network(torch.as_tensor(seen).flatten(0, 1))[0]
+    assert not torch.allclose(heads[0], mean, rtol=1e-2)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3, 4])
