@@ -7,6 +7,7 @@ for, so that the engine runs where Stable-Baselines3 is not installed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from acktr.bayesbybackprop import BayesByBackprop
 from acktr.combination import LayerCombination, WholeDirection
 from acktr.conjugate import Stop
 from acktr.curvature import (
@@ -47,8 +48,10 @@ from acktr.curvature import (
 )
 from acktr.curvature.members import known_fisher
 from acktr.damping import GreedyDamping, LevenbergMarquardt
+from acktr.draws import Evidence
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
-from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
+from acktr.likelihood import Categorical, DiagonalGaussian, GammaPrecision, Joint, ScalarGaussian
+from acktr.noisy import NoisyNaturalGradient
 from acktr.optimizer import NaturalGradient
 from acktr.step import Backtracking, StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
@@ -83,6 +86,7 @@ __all__ = [
     "SUAEKFAC",
     "AdaptiveRank",
     "Backtracking",
+    "BayesByBackprop",
     "BlockDiagonal",
     "BlockMetric",
     "ByName",
@@ -97,11 +101,13 @@ __all__ = [
     "EigenAdam",
     "EigenRMSProp",
     "EmpiricalFisher",
+    "Evidence",
     "ExactCG",
     "ExactFisher",
     "ExactMetric",
     "FactoredKFAC",
     "FactoredTikhonov",
+    "GammaPrecision",
     "GreedyDamping",
     "Joint",
     "KFCReduce",
@@ -110,6 +116,7 @@ __all__ = [
     "LevenbergMarquardt",
     "MeanSUA",
     "NaturalGradient",
+    "NoisyNaturalGradient",
     "PerCoordinate",
     "PerExample",
     "RunningEKFAC",

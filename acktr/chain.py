@@ -105,6 +105,9 @@ class Chain:
         network: the network itself, which others would call.
     """
 
+    groups = 1
+    """Equal parts of the rows that see weights of their own, one part after the other."""
+
     def __init__(self, links: Links, names: Mapping[int, str], network: nn.Module) -> None:
         self._modules = list(flat(links.modules))
         self._called = [network, *(m for top in links.modules for m in top.modules() if m is not network)]
@@ -324,7 +327,11 @@ class ChainPass(Pass):
         Returns:
             Every k-th.
         """
-        return slice(None, None, 1 if examples is None else max(1, self.examples // examples))
+        stride = 1 if examples is None else max(1, self.examples // examples)
+        if self.chain is not None and self.chain.groups > 1:
+            each = self.examples // self.chain.groups
+            stride = next(k for k in range(min(stride, each), 0, -1) if each % k == 0)  # groups stay equal
+        return slice(None, None, stride)
 
     def release(self) -> None:
         """Let go of the links' outputs."""

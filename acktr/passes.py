@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,6 +78,27 @@ class Passes:
             The context.
         """
         return nullcontext() if self._looking else self._capture.recording(self.statistics_due)
+
+    @property
+    def chain(self) -> Chain | None:
+        """The network's links, where it is a plain chain of layers."""
+        return self._chain
+
+    @contextmanager
+    def through(self, chain: Chain) -> Generator[None]:
+        """Run and measure the network inside through another chain of its links.
+
+        Args:
+            chain: an ensemble around the network's own.
+
+        Yields:
+            Nothing.
+        """
+        own, self._chain = self._chain, chain
+        try:
+            yield
+        finally:
+            self._chain = own
 
     @property
     def statistics_due(self) -> bool:

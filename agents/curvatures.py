@@ -34,8 +34,8 @@ from acktr.curvature import (
     Tridiagonal,
 )
 from acktr.firstorder import Adam
-from agents.config import ActorConfig, CriticConfig
 from agents.errors import UsageError
+from agents.stepconfig import ActorConfig, CriticConfig
 
 
 def _ekfac_c(ema: float) -> Curvature:

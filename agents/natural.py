@@ -13,9 +13,10 @@ from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
-from agents.config import AcktrConfig, ActorConfig, CriticConfig
+from agents.config import AcktrConfig
 from agents.curvatures import curvature_of
 from agents.schedules import schedule
+from agents.stepconfig import ActorConfig, CriticConfig
 
 
 def make_acktr(config: AcktrConfig, common: dict[str, Any]) -> ACKTR:
@@ -64,6 +65,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         max_rollout_kl=config.max_rollout_kl,
         wake=_WAKES[config.wake](config.wake_decay),
         noise_min=schedule(config.noise_min, config.noise_decay),
+        exploration_kl=schedule(config.exploration_kl, config.exploration_decay),
     )
 
 

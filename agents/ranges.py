@@ -50,6 +50,7 @@ _RANGES: dict[str, _Range] = {
     "torch_threads": _NON_NEGATIVE,
     "log_std_init": _FINITE,
     "noise_min": _NON_NEGATIVE,
+    "exploration_kl": _NON_NEGATIVE,
     "period": _NON_NEGATIVE,
     "ema": _SHARE_BELOW_1,
     "wake_decay": _SHARE_BELOW_1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.config import Decay
+from agents.stepconfig import Decay
 
 
 def schedule(value: float, decay: Decay) -> Any:

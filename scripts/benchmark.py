@@ -1,8 +1,8 @@
 """Measure side by side: ``python -m scripts.benchmark NAME``.
 
-``throughput``, ``update`` and ``engine`` measure speed within minutes. ``mujoco`` and ``atari`` are campaigns of hours
-or days: they train agents and peers over environments and seeds, can be stopped at any time, and go on when the same
-command is given again.
+``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits.
+``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
+stopped at any time, and go on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import campaign, crew, engine, report, throughput, update
+from agents.benchmarks import campaign, crew, engine, report, throughput, uci, update
 from agents.errors import UsageError
 from agents.schema import nearest
 from scripts import console
@@ -25,6 +25,7 @@ _ABOUT = {
     "throughput": "Training steps per second, and memory: ours, SB3's A2C and PPO, TRPO, and the bare environments.",
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
+    "uci": "Error and likelihood of Bayesian regression: noisy natural gradients and Bayes by Backprop.",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }
@@ -56,6 +57,14 @@ class Engine(engine.Plan):
 
 
 @dataclass(frozen=True)
+class Uci(uci.Plan):
+    """Options of ``uci``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file and the table of all fits."""
+
+
+@dataclass(frozen=True)
 class Mujoco(campaign.Plan):
     """Options of ``mujoco``."""
 
@@ -71,15 +80,28 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
     "engine": Engine,
+    "uci": Uci,
     "mujoco": Mujoco,
     "atari": Atari,
 }
-_NUMBERS = ("repeats", "steps", "updates", "n_envs", "seeds", "peer_seeds", "total_timesteps", "jobs", "episodes")
+_NUMBERS = (
+    "repeats",
+    "steps",
+    "updates",
+    "n_envs",
+    "seeds",
+    "peer_seeds",
+    "total_timesteps",
+    "jobs",
+    "episodes",
+    "splits",
+    "epochs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +144,7 @@ def _measure(name: str, options: _Options) -> report.Report:
     plan = {field: value for field, value in vars(options).items() if field != "output"}
     if isinstance(options, campaign.Plan):
         return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
-    room: Any = {"throughput": throughput, "update": update, "engine": engine}[name]
+    room: Any = {"throughput": throughput, "update": update, "engine": engine, "uci": uci}[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found
 

@@ -19,10 +19,12 @@ from acktr.curvature.kronecker import KFAC, FactoredKFAC
 from acktr.curvature.mixture import ByName, ByWidth
 from acktr.curvature.network import NetworkCurvature, NetworkCurvatureFactory
 from acktr.curvature.pair import RelativeDamping, SplitDamping
+from acktr.curvature.posterior import Posterior, matrix_gaussian_divergence
 from acktr.curvature.randomised import RSKFAC, SREKFAC
 from acktr.curvature.reduce import KFCReduce
 from acktr.curvature.rows import Kronecker
 from acktr.curvature.running import RunningEKFAC
+from acktr.curvature.sampling import SampledBlock
 from acktr.curvature.seng import SENG, ColumnSketch, WholeGram
 from acktr.curvature.spectrum import LastKept, MeanOfRest, ZeroTail
 from acktr.curvature.sua import SUA, SUAEKFAC, MeanSUA
@@ -70,8 +72,10 @@ __all__ = [
     "PerCoordinate",
     "PerExample",
     "Place",
+    "Posterior",
     "RelativeDamping",
     "RunningEKFAC",
+    "SampledBlock",
     "SplitDamping",
     "Statistics",
     "Tikhonov",
@@ -79,4 +83,5 @@ __all__ = [
     "WholeGram",
     "ZeroTail",
     "curvature_over",
+    "matrix_gaussian_divergence",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
+from acktr.curvature.sampling import SampledBlock
 from acktr.moments import Moment
 
 
-class DiagonalBlock(Block):
+class DiagonalBlock(SampledBlock):
     """F̂ = diag(S), S = E[(Σ_s g aᵀ)²].
 
     Args:
@@ -62,6 +64,29 @@ class DiagonalBlock(Block):
             Shape [o, i].
         """
         return matrix / (self.squares.value + damping)
+
+    def spread(self, noise: Tensor, damping: float) -> Tensor:
+        """E / √(S + λ).
+
+        Args:
+            noise: E, shape [..., o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [..., o, i].
+        """
+        return noise * self.spectrum(damping).rsqrt()
+
+    def spectrum(self, damping: float) -> Tensor:
+        """S + λ.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        return self.squares.value + damping
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """V ∘ S.
@@ -177,6 +202,17 @@ class ParameterBlock(DiagonalBlock):
         """
         return matrix / (self._smoothed() + damping)
 
+    def spectrum(self, damping: float) -> Tensor:
+        """S + λ.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Shape [1, size].
+        """
+        return self._smoothed() + damping
+
     def multiply(self, matrix: Tensor) -> Tensor:
         """V ∘ S.
 
@@ -202,7 +238,7 @@ class ParameterBlock(DiagonalBlock):
         self.batches = state["batches"]
 
 
-class ConstantBlock(Block):
+class ConstantBlock(SampledBlock):
     """F̂ = fisher · I, known in closed form: 2 per dimension for a state-independent log standard deviation.
 
     Args:
@@ -260,6 +296,29 @@ class ConstantBlock(Block):
             Shape [1, size].
         """
         return self.fisher * matrix
+
+    def spread(self, noise: Tensor, damping: float) -> Tensor:
+        """E / √(fisher + λ).
+
+        Args:
+            noise: E, shape [..., 1, size].
+            damping: λ ≥ 0.
+
+        Returns:
+            Shape [..., 1, size].
+        """
+        return noise / math.sqrt(self.fisher + damping)
+
+    def spectrum(self, damping: float) -> Tensor:
+        """The constant plus λ, as often as there are parameters.
+
+        Args:
+            damping: λ ≥ 0.
+
+        Returns:
+            Shape [1, size].
+        """
+        return torch.full(self._shape, self.fisher + damping)
 
     def condition(self) -> float:
         """Always 1."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.damping import DampingRule, Tikhonov
 from acktr.curvature.kroneckersum import kronecker_sum_solver
-from acktr.linalg import DecompositionError, damped_inverse, split_damping, symmetric_eigen
+from acktr.curvature.sampling import SampledBlock
+from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, split_damping, symmetric_eigen
 from acktr.moments import Moment
 
 
@@ -126,7 +127,7 @@ class WholeFactorsBlock(KroneckerBlock):
         return statistics.output_moment().value @ matrix @ statistics.input_moment().value
 
 
-class EigenBlock(WholeFactorsBlock):
+class EigenBlock(SampledBlock, WholeFactorsBlock):
     """K-FAC in its eigenbasis: any damping from one decomposition, by default exact Tikhonov damping.
 
     X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
@@ -183,6 +184,30 @@ class EigenBlock(WholeFactorsBlock):
     def _damped(self, scaling: Tensor, damping: float) -> Tensor:
         return scaling + damping if self.cross is None else scaling + damping + damping**0.5 * self.cross
 
+    def spread(self, noise: Tensor, damping: float) -> Tensor:
+        """U_G [E / √(S + λ)] U_Aᵀ: of exactly the damped inverse's covariance.
+
+        Args:
+            noise: E, shape [..., o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [..., o, i].
+        """
+        output_basis, input_basis, scaling = self._bases()
+        return output_basis @ (noise * self._damped(scaling, damping).rsqrt()) @ input_basis.mT
+
+    def spectrum(self, damping: float) -> Tensor:
+        """S + λ.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        return self._damped(self._bases()[2], damping)
+
     def condition(self) -> float:
         """Largest over mean entry of the scaling."""
         scaling = self._bases()[2]
@@ -212,13 +237,14 @@ class EigenBlock(WholeFactorsBlock):
         )
 
 
-class FactoredBlock(WholeFactorsBlock):
+class FactoredBlock(SampledBlock, WholeFactorsBlock):
     """K-FAC with factored Tikhonov damping (Martens & Grosse 2015, section 6.3).
 
     X = (G + √λ/π I)⁻¹ V (A + π√λ I)⁻¹ with π² = (tr A / i) / (tr G / o).
     """
 
     _inverses: tuple[float, Tensor, Tensor] | None = None
+    _roots: tuple[float, Tensor, Tensor] | None = None
 
     @property
     def ready(self) -> bool:
@@ -230,6 +256,8 @@ class FactoredBlock(WholeFactorsBlock):
         if self._inverses is not None:
             damping = self._inverses[0]
             self._inverses = (damping, *self._invert(damping))
+        if self._roots is not None:
+            self._roots = (self._roots[0], *self._root(self._roots[0]))
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
         """(G + √λ/π)⁻¹ V (A + π√λ)⁻¹.
@@ -247,22 +275,76 @@ class FactoredBlock(WholeFactorsBlock):
         return output_inverse @ matrix @ input_inverse
 
     def _invert(self, damping: float) -> tuple[Tensor, Tensor]:
+        (G, output_damping), (A, input_damping) = self._split(damping)
+        return damped_inverse(G, output_damping), damped_inverse(A, input_damping)
+
+    def _root(self, damping: float) -> tuple[Tensor, Tensor]:
+        (G, output_damping), (A, input_damping) = self._split(damping)
+        return damped_cholesky(G, output_damping), damped_cholesky(A, input_damping)
+
+    def _split(self, damping: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         A, G = self.input_moment.value, self.output_moment.value
         of_outputs, of_inputs = split_damping(G.diagonal().mean(), A.diagonal().mean(), damping)
-        return damped_inverse(G, of_outputs), damped_inverse(A, of_inputs)
+        return (G, of_outputs), (A, of_inputs)
+
+    def _roots_for(self, damping: float) -> tuple[Tensor, Tensor]:
+        if self._roots is None or self._roots[0] != damping:
+            self._roots = (damping, *self._root(damping))
+        return self._roots[1], self._roots[2]
+
+    def spread(self, noise: Tensor, damping: float) -> Tensor:
+        """L_G⁻ᵀ E L_A⁻¹ with L Lᵀ the damped factors: matrix-normal noise (Zhang et al. 2018, section 3.3).
+
+        Args:
+            noise: E, shape [..., o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [..., o, i].
+        """
+        output_root, input_root = self._roots_for(damping)
+        left = torch.linalg.solve_triangular(output_root.mT, noise, upper=True)
+        drawn: Tensor = torch.linalg.solve_triangular(input_root, left, upper=False, left=False)
+        return drawn
+
+    def spectrum(self, damping: float) -> Tensor:
+        """All products of the damped factors' eigenvalues.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        output_root, input_root = self._roots_for(damping)
+        return torch.outer(torch.linalg.svdvals(output_root).square(), torch.linalg.svdvals(input_root).square())
+
+    def effective_dimension(self, damping: float) -> Tensor:
+        """The product of tr G (G + √λ/π)⁻¹ and tr A (A + π√λ)⁻¹.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Scalar tensor.
+        """
+        moments = self.output_moment.value, self.input_moment.value
+        roots = self._roots_for(damping)
+        output, inputs = (torch.cholesky_solve(m, root).trace() for m, root in zip(moments, roots, strict=True))
+        return output * inputs
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and the inverses made since the last refresh."""
-        return super().state_dict() | {"inverses": self._inverses}
+        """Moments, and the inverses and their roots made since the last refresh."""
+        return super().state_dict() | {"inverses": self._inverses, "roots": self._roots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore moments and inverses.
+        """Restore moments, inverses and roots.
 
         Args:
             state: what `state_dict` returned.
         """
         super().load_state_dict(state)
-        self._inverses = state["inverses"]
+        self._inverses, self._roots = state["inverses"], state.get("roots")  # older states have none
 
     def condition(self) -> float:
         """Largest over mean diagonal entry of F̂, without a decomposition."""

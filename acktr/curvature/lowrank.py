@@ -19,6 +19,7 @@ from torch import Tensor
 
 from acktr.curvature.base import Statistics
 from acktr.curvature.kronecker import KroneckerBlock
+from acktr.curvature.sampling import SampledBlock
 from acktr.linalg import leading_eigenvectors
 from acktr.moments import Moment
 
@@ -85,7 +86,7 @@ class Projections:
         return Scalings(kept, rows - kept.sum(1), columns - kept.sum(0), rest)
 
 
-class LowRankEKFACBlock(KroneckerBlock):
+class LowRankEKFACBlock(SampledBlock, KroneckerBlock):
     """EKFAC in leading bases, refreshed now and then by one step of subspace iteration.
 
     Args:
@@ -204,6 +205,32 @@ class LowRankEKFACBlock(KroneckerBlock):
         projections, scalings = self._project(matrix), self.scalings()
         solution = self._apply(projections, scalings.map(lambda values: 1 / (values + damping)))
         return solution, projections.energies().dot(scalings.map(lambda values: values / (values + damping).square()))
+
+    def spread(self, noise: Tensor, damping: float) -> Tensor:
+        """Each of the four parts by its own 1/√(s + λ).
+
+        Args:
+            noise: E, shape [..., o, i].
+            damping: λ > 0.
+
+        Returns:
+            Shape [..., o, i].
+        """
+        return self._apply(self._project(noise), self.scalings().map(lambda values: (values + damping).rsqrt()))
+
+    def spectrum(self, damping: float) -> Tensor:
+        """Every part's s + λ, as often as the part has directions.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Shape [o, i].
+        """
+        values, (outputs, inputs) = self.scalings(), self._complements()
+        upper = torch.cat([values.kept, values.rows[:, None].expand(-1, inputs)], dim=1)
+        lower = torch.cat([values.columns.expand(outputs, -1), values.rest.expand(outputs, inputs)], dim=1)
+        return torch.cat([upper, lower]) + damping
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """F̂ V.

@@ -15,10 +15,12 @@ from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood, o
 from acktr.likelihood.categorical import Categorical
 from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
 from acktr.likelihood.joint import Joint
+from acktr.likelihood.precision import GammaPrecision
 
 __all__ = [
     "Categorical",
     "DiagonalGaussian",
+    "GammaPrecision",
     "Joint",
     "Likelihood",
     "Outputs",

@@ -27,6 +27,7 @@ from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.sb3.collect import collect
+from acktr.sb3.exploration import Exploration, explored, is_drawn
 from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
@@ -155,6 +156,7 @@ class ACKTR(OnPolicyAlgorithm):
             likelihood = self.action_likelihood
             self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
             self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
+        self.exploration = Exploration(self) if at(self.actor.exploration_kl, 1.0) > 0 else None
 
     def _check_setup(self) -> None:
         for space in (self.observation_space, *getattr(self.observation_space, "spaces", ())):
@@ -264,7 +266,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate([each for each in self._optimizers() if isinstance(each, NaturalGradient)])
         of_critic = None if self._joint_network is not None else self.critic.curvature_examples
-        whole = (self.actor.curvature_examples, of_critic) == (None, None)  # otherwise the first rows stand for all
+        # The first rows stand for all, unless all do, or drawn policies keep their environments' rows together.
+        whole = is_drawn(self.exploration) or (self.actor.curvature_examples, of_critic) == (None, None)
         order = None if whole else self.update_state.generator
         rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order).seen_by(self.acting_network)
         radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
@@ -289,8 +292,9 @@ class ACKTR(OnPolicyAlgorithm):
         return ["actor_optimizer"] if self._joint_network is not None else ["actor_optimizer", "critic_optimizer"]
 
     def _train_actor(self, rollout: Rollout) -> StepLog:
-        generator = self.update_state.generator
-        return actor_steps(self._actor_network, self.actor_optimizer, rollout, self.actor, self.ent_coef, generator)
+        network, optimizer, generator = self._actor_network, self.actor_optimizer, self.update_state.generator
+        with explored(self.exploration, rollout.observations, self.logger.record) as groups:
+            return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, groups)
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
@@ -360,7 +364,7 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]
-        own += ["action_likelihood"]
+        own += ["action_likelihood", "exploration"]
         return [*super()._excluded_save_params(), *own, "update_state"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

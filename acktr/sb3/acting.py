@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from acktr.ensemble import Ensemble
 from acktr.likelihood import Outputs
 from acktr.sb3.networks import ActorNetwork
 
@@ -48,7 +49,14 @@ class RolloutActor:
 
     def __init__(self, agent: ACKTR, n_steps: int, n_envs: int) -> None:
         layers = plain_layers(agent.acting_network, n_envs)
-        self._forward: _Forward = _Modules(agent) if layers is None else _Chain(layers, agent.policy, n_steps, n_envs)
+        ensemble = agent.exploration.ensemble if agent.exploration is not None else None
+        self._forward: _Forward
+        if layers is None:
+            self._forward = _Modules(agent) if ensemble is None else _Drawn(ensemble, agent.device)
+        elif ensemble is None:
+            self._forward = _Chain(layers, agent.policy, n_steps, n_envs)
+        else:
+            self._forward = _DrawnChain(_own_layers(layers, ensemble), agent.policy, n_steps, n_envs)
         self._discrete = isinstance(agent.action_space, spaces.Discrete)
         self._shape = agent.action_space.shape or ()
         self._noise = _noise(agent.policy, n_steps, n_envs)
@@ -113,13 +121,30 @@ class _Modules:
         return tuple(torch.stack(steps).flatten(0, 1) for steps in zip(*self._outputs, strict=True))
 
 
+class _Drawn:
+    """Every environment's own policy."""
+
+    def __init__(self, ensemble: Ensemble, device: torch.device) -> None:
+        self._run, self._device = ensemble.fixed(), device
+        self._outputs: list[Outputs] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int, observations: NDArray[Any]) -> Floats:
+        outputs = self._run.outputs(torch.as_tensor(observations, dtype=torch.float32, device=self._device))
+        self._outputs.append(outputs)
+        return outputs[0].cpu().numpy()
+
+    def outputs(self) -> Outputs:
+        return tuple(torch.stack(steps).flatten(0, 1) for steps in zip(*self._outputs, strict=True))
+
+
 class _Chain:
     """A chain of layers, with rooms for what they put out that serve at every step."""
 
     def __init__(self, layers: list[Layer], policy: ActorCriticPolicy, n_steps: int, n_envs: int) -> None:
         *hidden, (self._weight, self._bias, _) = layers
-        self._hidden = [(*layer, np.empty((n_envs, len(layer[1])), np.float32)) for layer in hidden]
-        self._heads = np.empty((n_steps, n_envs, len(self._bias)), np.float32)
+        self._hidden = [(*layer, np.empty((n_envs, layer[1].shape[-1]), np.float32)) for layer in hidden]
+        self._heads = np.empty((n_steps, n_envs, self._bias.shape[-1]), np.float32)
         box = isinstance(policy.action_space, spaces.Box)
         self._log_std = policy.log_std.detach().clone() if box else None
 
@@ -128,18 +153,36 @@ class _Chain:
         if rows.dtype != np.float32:
             rows = rows.astype(np.float32)
         for weight, bias, activate, room in self._hidden:
-            np.dot(rows, weight, out=room)
+            self._multiply(rows, weight, room)
             np.add(room, bias, out=room)
             activate(room)
             rows = room
         heads: Floats = self._heads[step]
-        np.dot(rows, self._weight, out=heads)
+        self._multiply(rows, self._weight, heads)
         np.add(heads, self._bias, out=heads)
         return heads
+
+    @staticmethod
+    def _multiply(rows: Floats, weight: Floats, out: Floats) -> None:
+        np.dot(rows, weight, out=out)
 
     def outputs(self) -> Outputs:
         heads = torch.from_numpy(self._heads).flatten(0, 1)
         return (heads,) if self._log_std is None else (heads, self._log_std.expand_as(heads))
+
+
+class _DrawnChain(_Chain):
+    """The same, each row by weights [in, out] and biases of its own."""
+
+    @staticmethod
+    def _multiply(rows: Floats, weight: Floats, out: Floats) -> None:
+        np.matmul(rows[:, None], weight, out=out[:, None])
+
+
+def _own_layers(layers: list[Layer], ensemble: Ensemble) -> list[Layer]:
+    # Contiguous, or the products take several times as long.
+    own = [(np.ascontiguousarray(w.numpy().swapaxes(1, 2)), b.numpy()) for w, b in ensemble.weights()]
+    return [(*pair, function) for pair, (_, _, function) in zip(own, layers, strict=True)]
 
 
 def plain_layers(network: nn.Module, n_envs: int) -> list[Layer] | None:

@@ -51,6 +51,8 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
     agent.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
+    if agent.exploration is not None:
+        agent.exploration.draw()
     actor, cuts = RolloutActor(agent, n_steps, env.num_envs), list[Cut]()
     clip = _clipper(agent.action_space)
     for step in range(n_steps):

@@ -58,27 +58,34 @@ class Rollout:
         """
         return Rollout(*(take_rows(getattr(self, name), rows) for name in self.__dataclass_fields__))
 
-    def minibatches(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Rollout]:
+    def minibatches(
+        self, n_epochs: int, n_minibatches: int, generator: Generator, groups: int = 1
+    ) -> Iterator[Rollout]:
         """Shuffled parts, each transition once per epoch; the rollout itself if there is one part.
 
         Args:
             n_epochs: passes over the rollout.
             n_minibatches: parts per pass.
             generator: source of the shuffles.
+            groups: as for `orders`.
 
         Yields:
             Parts of as equal size as can be.
         """
-        for rows in self.orders(n_epochs, n_minibatches, generator):
+        for rows in self.orders(n_epochs, n_minibatches, generator, groups):
             yield self.rows(rows)
 
-    def orders(self, n_epochs: int, n_minibatches: int, generator: Generator) -> Iterator[Tensor | slice]:
+    def orders(
+        self, n_epochs: int, n_minibatches: int, generator: Generator, groups: int = 1
+    ) -> Iterator[Tensor | slice]:
         """The rows of `minibatches`, for who reads some of the fields only.
 
         Args:
             n_epochs: passes over the rollout.
             n_minibatches: parts per pass.
             generator: source of the shuffles.
+            groups: equal parts of the rollout, one after the other (its environments), of which every minibatch holds
+                as many rows each, in this order.
 
         Yields:
             Indices; a slice of everything if there is one part.
@@ -87,7 +94,9 @@ class Rollout:
             if n_minibatches == 1:
                 yield slice(None)
             else:
-                yield from torch.randperm(len(self), generator=generator).to(self.returns.device).chunk(n_minibatches)
+                starts = torch.arange(groups)[:, None] * (len(self) // groups)
+                for rows in torch.randperm(len(self) // groups, generator=generator).chunk(n_minibatches):
+                    yield (rows if groups == 1 else (starts + rows).flatten()).to(self.returns.device)
 
 
 def time_major(arrays: Any, device: torch.device) -> Any:

@@ -80,6 +80,12 @@ class ActorSettings:
     each keeps noise_min / d. 0 for none.
 
     Where the noise dies out the policy meets ever fewer states, and forgets what to do in the others."""
+    exploration_kl: Schedule = 0.0
+    """Expected KL(policy ‖ drawn policy) in nats per dimension of the action, where each environment acts by weights of
+    its own for a rollout, drawn around the policy's with the curvature as their precision; 0 draws none.
+
+    Noise that is the same for a state throughout a rollout, and largest where the actions depend on the weights least.
+    Evaluation and saves know the policy itself alone."""
 
     @classmethod
     def for_images(cls) -> ActorSettings:

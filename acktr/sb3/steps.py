@@ -65,6 +65,7 @@ def actor_steps(
     settings: ActorSettings,
     ent_coef: float,
     generator: Generator,
+    groups: int = 1,
 ) -> StepLog:
     """Step the policy along its natural gradient on each minibatch.
 
@@ -75,6 +76,7 @@ def actor_steps(
         settings: how often, and when to stop.
         ent_coef: weight of the entropy bonus.
         generator: source of the shuffles.
+        groups: parts of the rollout that keep together, as for `Rollout.orders`.
 
     Returns:
         What the steps did.
@@ -82,7 +84,7 @@ def actor_steps(
     log = StepLog()
     likelihood: PolicyLikelihood = optimizer.likelihood  # type: ignore[assignment]
     behaviour = _outputs(actor, rollout) if settings.max_rollout_kl is not None else None
-    for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
+    for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator, groups):
         outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
 
         def loss(outputs: Outputs, batch: Rollout = batch) -> Tensor:

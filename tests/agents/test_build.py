@@ -35,11 +35,12 @@ from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.wake import WakeQ, WakeQE, WakeSO
 from agents import build, configfiles
-from agents.config import ActorConfig, CriticConfig, Curvature, RunConfig
+from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.natural import actor_settings
 from agents.networks import NatureCNN
 from agents.schedules import schedule
+from agents.stepconfig import ActorConfig, CriticConfig, Curvature
 
 
 class Still(gym.Env[Any, Any]):
@@ -91,11 +92,14 @@ def test_settings_reach_acktr() -> None:
     assert momentum.actor.combination.previous_step  # type: ignore[attr-defined]
 
 
+NAMES_OF_OURS = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
+NAMES_OF_OURS |= {"exploration_decay"}
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    names = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
-    assert {f.name for f in fields(theirs)} == configured - names
+    assert {f.name for f in fields(theirs)} == configured - NAMES_OF_OURS
 
 
 @pytest.mark.parametrize(
@@ -319,6 +323,15 @@ def test_a_floor_for_the_noise_reaches_acktr_and_suits_continuous_actions_alone(
     assert agent.actor.noise_min == pytest.approx(0.25)
     with pytest.raises(UsageError, match=r"noise_min is for Box actions, got Discrete\(2\)"):
         build.make_agent(run, still(VECTOR))
+
+
+def test_exploration_by_drawn_policies_reaches_acktr() -> None:
+    agent: Any = build.make_agent(with_actor(exploration_kl=0.02, exploration_decay="linear"), still(VECTOR))
+    assert agent.actor.exploration_kl(0.5) == pytest.approx(0.01)
+    assert agent.exploration is not None
+    assert build.make_agent(with_actor(), still(VECTOR)).exploration is None  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="exploration_kl draws from the actor's curvature, and Adam has none"):
+        build.make_agent(with_actor(exploration_kl=0.02, curvature="adam"), still(VECTOR))
 
 
 def test_schedules() -> None:

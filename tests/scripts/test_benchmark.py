@@ -23,6 +23,9 @@ MISTAKES = {
     "update --network cnn": ["cnn", "--network"],
     "engine --repeats x": ["--repeats", "'x'"],
     "engine --output file/x": ["file", "--output"],
+    "uci --splits 0": ["--splits", "0"],
+    "uci --sets boton --data .": ["boton", "boston?"],
+    "uci --methods noisy": ["'noisy'", "noisy-kfac?"],
     "mujoco --environments HalfCheeta-v5": ["HalfCheeta-v5", "'HalfCheetah-v5'"],
     "mujoco --algorithms acktr pppo": ["'pppo'", "ppo?"],
     "mujoco --algorithms": ["--algorithms", "acktr"],
@@ -58,7 +61,7 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine", "mujoco", "atari"))
+    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine", "uci", "mujoco", "atari"))
 
 
 def measured(name: str, *flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, Any]:
