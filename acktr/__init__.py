@@ -11,7 +11,7 @@ from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal, FactoredKFAC
 from acktr.curvature.members import known_fisher
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
-from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
+from acktr.likelihood import Bernoulli, Categorical, DiagonalGaussian, Joint, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepReport, StepRule
 from acktr.trust_region import BlockMetric, ExactMetric
@@ -34,6 +34,7 @@ else:  # type checkers must not see it: to them a package with a __getattr__ has
 __all__ = [
     "EKFAC",
     "KFAC",
+    "Bernoulli",
     "BlockDiagonal",
     "BlockMetric",
     "Categorical",

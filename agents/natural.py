@@ -99,6 +99,20 @@ _FISHERS: dict[str, type[FisherSeeds]] = {
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
+def curvature_named(name: str, **settings: Any) -> Curvature:
+    """Make a choice of curvature from its name in a configuration.
+
+    Args:
+        name: One of ``agents.config.Curvature``, but adam.
+        **settings: Fields of the choice; the others have its own defaults.
+
+    Returns:
+        The choice.
+    """
+    choice: Curvature = _CURVATURES[name](**settings)
+    return choice
+
+
 def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.curvature == "adam":
         return Adam(config.adam_rate)

@@ -1,6 +1,7 @@
 """Measure side by side: ``python -m scripts.benchmark NAME``.
 
-``throughput``, ``update`` and ``engine`` measure speed within minutes. ``mujoco`` and ``atari`` are campaigns of hours
+``throughput``, ``update`` and ``engine`` measure speed within minutes; ``curvature`` repeats the papers' experiments
+within half an hour, and goes on when the same command is given again. ``mujoco`` and ``atari`` are campaigns of hours
 or days: they train agents and peers over environments and seeds, can be stopped at any time, and go on when the same
 command is given again.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.benchmarks import campaign, crew, engine, report, throughput, update
+from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
 from scripts import console
@@ -25,6 +27,7 @@ _ABOUT = {
     "throughput": "Training steps per second, and memory: ours, SB3's A2C and PPO, TRPO, and the bare environments.",
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
+    "curvature": "The papers' experiments: every curvature, SGD and Adam on autoencoders, wide and convolutional networks.",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }
@@ -56,6 +59,14 @@ class Engine(engine.Plan):
 
 
 @dataclass(frozen=True)
+class Curvature(curvature.Plan):
+    """Options of ``curvature``."""
+
+    output: Path = _FOLDER / "curvature"
+    """Folder for the measurements, the figure and the JSON file; the same command goes on in the folder."""
+
+
+@dataclass(frozen=True)
 class Mujoco(campaign.Plan):
     """Options of ``mujoco``."""
 
@@ -71,15 +82,27 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Mujoco | Atari
+_Options = Throughput | Update | Engine | Curvature | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
     "engine": Engine,
+    "curvature": Curvature,
     "mujoco": Mujoco,
     "atari": Atari,
 }
-_NUMBERS = ("repeats", "steps", "updates", "n_envs", "seeds", "peer_seeds", "total_timesteps", "jobs", "episodes")
+_NUMBERS = (
+    "repeats",
+    "steps",
+    "updates",
+    "n_envs",
+    "seeds",
+    "epochs",
+    "peer_seeds",
+    "total_timesteps",
+    "jobs",
+    "episodes",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +145,8 @@ def _measure(name: str, options: _Options) -> report.Report:
     plan = {field: value for field, value in vars(options).items() if field != "output"}
     if isinstance(options, campaign.Plan):
         return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
+    if isinstance(options, curvature.Plan):
+        return curvature.run(curvature.Plan(**plan), options.output, console.say)
     room: Any = {"throughput": throughput, "update": update, "engine": engine}[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found
