@@ -27,7 +27,7 @@ _ABOUT = {
     "throughput": "Training steps per second, and memory: ours, SB3's A2C and PPO, TRPO, and the bare environments.",
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
-    "curvature": "The papers' experiments: every curvature, SGD and Adam on autoencoders, wide and convolutional networks.",
+    "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }

@@ -37,7 +37,7 @@ def perform(setting: Setting) -> None:
         setting: What is given.
     """
     problem = problems.autoencoder(setting.pictures(data.strokes, 9000), setting.scale)
-    store, budget = setting.store("autoencoder"), setting.budget(epochs=10, tuning=4, seeds=1)
+    store, budget = setting.store("autoencoder"), setting.budget(epochs=10, tuning=3, seeds=1)
     for method in chosen(setting.methods, "autoencoder"):
         best_of_grid(store, problem, method, budget, _batch(problem), REFRESH, setting.tell)
 
@@ -150,12 +150,12 @@ def _claims(ways: dict[str, list[tuple[int, float, float]]]) -> list[Claim]:
     )
     for method, text, source in pairs:
         if kfac and method in ways:
-            ours, theirs = ways[method][-1][2], ways[kfac][-1][2]
-            told = f"{method} {ours:.1f}, {kfac} {theirs:.1f} after {len(ways[method]) - 1} epochs"
+            own, theirs = ways[method][-1][2], ways[kfac][-1][2]
+            told = f"{method} {own:.1f}, {kfac} {theirs:.1f} after {len(ways[method]) - 1} epochs"
             if method == "tridiagonal":
                 reached = first_below(ways[method], theirs)
                 told += f"; {reached[0]} steps in place of {ways[kfac][-1][0]}" if reached else ""
-            claims.append(Claim(text, source, told, ours < theirs))
+            claims.append(Claim(text, source, told, own < theirs))
     return claims
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from agents import rundir
-from agents.benchmarks.curvature import autoencoder, conv, fidelity, methods, refresh, width
-from agents.benchmarks.curvature.experiment import Claim, Curve, Experiment, Finding, Setting
+from agents.benchmarks.curvature import autoencoder, conv, fidelity, methods, page, refresh, width
+from agents.benchmarks.curvature.experiment import Claim, Experiment, Finding, Setting
 from agents.benchmarks.report import Report, Table
 from agents.errors import UsageError
 
@@ -49,6 +49,8 @@ class Plan:
     """Only see whether everything runs: a minute or two, and numbers that mean nothing."""
     summary_only: bool = False
     """Measure nothing; summarise what is there."""
+    page: Path | None = None
+    """Markdown page whose part between <!-- measured --> and <!-- /measured --> is written anew from what is there."""
 
 
 def check(plan: Plan) -> None:
@@ -65,6 +67,8 @@ def check(plan: Plan) -> None:
     if plan.methods is not None and not plan.methods:
         raise UsageError("--methods is empty; name at least one, for example ekfac")
     methods.check(plan.methods or ())
+    if plan.page is not None:
+        page.parts(plan.page)
     if not 0 < plan.scale <= 4:
         raise UsageError(f"--scale must be above 0 and at most 4, got {plan.scale}")
 
@@ -79,15 +83,21 @@ def run(plan: Plan, output: Path, tell: Callable[[str], None]) -> Report:
 
     Returns:
         Tables, and the papers' claims beside our figures.
+
+    Raises:
+        UsageError: If the plan cannot be carried out, or there is nothing to summarise.
     """
     check(plan)
     scale, folder = (min(plan.scale, 0.05), output / "quick") if plan.quick else (plan.scale, output)
     setting = Setting(folder, plan.data, plan.methods, scale, plan.quick, plan.epochs, plan.seeds, tell)
-    wanted = {name: EXPERIMENTS[name] for name in EXPERIMENTS if name in plan.experiments}
+    wanted = {name: experiment for name, experiment in EXPERIMENTS.items() if name in plan.experiments}
     for experiment in wanted.values():
         if not plan.summary_only:
             experiment.perform(setting)
-    return summarise(plan, {name: experiment.find(setting) for name, experiment in wanted.items()}, folder)
+    findings: dict[str, Finding] = {name: experiment.find(setting) for name, experiment in wanted.items()}
+    if not any(found.tables for found in findings.values()):
+        raise UsageError(f"{folder} holds no measurement of {', '.join(wanted)}; leave --summary-only out to measure")
+    return summarise(plan, findings, folder)
 
 
 def summarise(plan: Plan, findings: Mapping[str, Finding], output: Path) -> Report:
@@ -105,66 +115,15 @@ def summarise(plan: Plan, findings: Mapping[str, Finding], output: Path) -> Repo
     tables = [table for found in findings.values() for table in found.tables]
     curves = [curve for found in findings.values() for curve in found.curves]
     if curves:
-        figure = draw(curves)
+        figure = page.draw(curves)
         rundir.write_whole(output / "curves.png", lambda stream: figure.savefig(stream, format="png", dpi=110))
     where = f"MNIST-10k from {plan.data}" if plan.data else "strokes and shapes drawn by this program"
     notes = [f"Pictures: {where}.", *(["A quick look: the numbers mean nothing."] if plan.quick else [])]
-    page = "\n\n".join([markdown(_claims_table(claims)), *map(markdown, tables)]) + "\n"
+    text = "\n\n".join(map(page.markdown, [_claims_table(claims), *tables])) + "\n"
+    if plan.page is not None:
+        page.rewrite(plan.page, text)
     results = {name: {"claims": found.claims, "tables": found.tables} for name, found in findings.items()}
-    return Report("curvature", vars(plan), [*tables, _claims_table(claims)], results, notes, {".md": page})
-
-
-def markdown(table: Table) -> str:
-    """Write a table for a page.
-
-    Args:
-        table: The table.
-
-    Returns:
-        Its title in bold and its rows.
-    """
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join([f"**{table.title}**", "", *("| " + " | ".join(cells) + " |" for cells in lines)])
-
-
-def draw(curves: Sequence[Curve]) -> Any:
-    """Draw curves, one panel for each figure; both axes are logarithmic where numbers span a decade.
-
-    Args:
-        curves: The curves.
-
-    Returns:
-        The figure.
-    """
-    from matplotlib.figure import Figure
-
-    panels: dict[str, list[Curve]] = {}
-    for curve in curves:
-        panels.setdefault(curve.panel, []).append(curve)
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, (title, lines) in zip(axes, panels.items(), strict=False):
-        for line in lines:
-            number = labels.index(line.label)
-            axis.plot(
-                line.x, line.y, label=line.label, color=f"C{number % 10}", linestyle=["-", "--", ":"][number // 10 % 3]
-            )
-        axis.set_title(title, fontsize="medium")
-        for name, values in (
-            ("x", [x for line in lines for x in line.x]),
-            ("y", [y for line in lines for y in line.y]),
-        ):
-            positive = [v for v in values if 0 < v < float("inf")]
-            if positive and len(positive) == len(values) and max(positive) > 10 * min(positive):
-                getattr(axis, f"set_{name}scale")("log")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    return figure
+    return Report("curvature", vars(plan), [*tables, _claims_table(claims)], results, notes, {".md": text})
 
 
 def _claims_table(claims: Sequence[Claim]) -> Table:

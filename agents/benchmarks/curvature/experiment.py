@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.benchmarks.curvature import data
+from agents.benchmarks.curvature.data import Pictures, digits
 from agents.benchmarks.curvature.store import Row, Store
 from agents.benchmarks.curvature.training import Budget
 from agents.benchmarks.report import Table
@@ -60,7 +60,7 @@ class Setting:
             epochs, tuning, seeds = 1, 1, min(seeds, 2)
         return Budget(self.epochs or epochs, min(tuning, self.epochs or tuning), self.seeds or seeds)
 
-    def pictures(self, drawn: Callable[[int], data.Pictures], examples: int) -> data.Pictures:
+    def pictures(self, drawn: Callable[[int], Pictures], examples: int) -> Pictures:
         """Get pictures: MNIST-10k where it is, others where it is not.
 
         Args:
@@ -73,7 +73,7 @@ class Setting:
         examples = min(examples, 200) if self.quick else examples
         if self.data is None:
             return drawn(examples + min(1000, examples // 9)).part(examples)
-        return data.digits(self.data).part(examples)
+        return digits(self.data).part(examples)
 
 
 @dataclass(frozen=True)

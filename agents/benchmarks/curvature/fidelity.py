@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class World:
         Returns:
             One tensor per parameter.
         """
-        pieces = vector.split([p.numel() for p in self.parameters.values()])
+        pieces = torch.split(vector, [p.numel() for p in self.parameters.values()])
         return {name: v.view_as(p) for (name, p), v in zip(self.parameters.items(), pieces, strict=True)}
 
     def loss(self) -> Tensor:
@@ -118,8 +119,7 @@ def world(setting: Setting, steps: int) -> tuple[World, torch.optim.Optimizer]:
     pictures = setting.pictures(data.shapes, 200).smaller(7)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pairs = zip(_SIZES, _SIZES[1:], strict=False)
-        layers = [m for fan_in, fan_out in pairs for m in (nn.Linear(fan_in, fan_out), nn.Tanh())]
+        layers = [m for fan_in, fan_out in pairwise(_SIZES) for m in (nn.Linear(fan_in, fan_out), nn.Tanh())]
     made = World(nn.Sequential(*layers[:-1]).double(), 3 * pictures.train.double(), pictures.train_classes)
     optimizer = torch.optim.Adam(made.network.parameters(), 0.01)
     for _ in range(steps):
@@ -218,11 +218,11 @@ def perform_spectra(setting: Setting) -> None:
         setting: What is given.
     """
     store, points = setting.store("spectra"), _POINTS if not setting.quick else _POINTS[:2]
-    for method in chosen(setting.methods, "spectra"):
+    for method in _curvatures(chosen(setting.methods, "spectra")):
         store.once({"method": method, "damping": DAMPING}, partial(_follow, setting, method, points))
 
 
-def _follow(setting: Setting, method: str, points: tuple[int, ...]) -> Iterator[dict[str, float]]:
+def _follow(setting: Setting, method: str, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     made, adam = world(setting, points[0])
     natural = METHODS[method]
     assert isinstance(natural, Natural)
@@ -237,8 +237,8 @@ def _follow(setting: Setting, method: str, points: tuple[int, ...]) -> Iterator[
         step, F = point, made.fisher()
         parameters = {name: p for name, p in made.parameters.items() if p.requires_grad}
         linearisation = Linearisation(made.network, parameters, (made.inputs,), Categorical())
-        solves = {
-            "frozen": lambda t, l=linearisation: frozen.curvature.solve(t, DAMPING, l),
+        solves: dict[str, Callable[[Tensors], Tensors]] = {
+            "frozen": partial(frozen.curvature.solve, damping=DAMPING, linearisation=linearisation),
             "fresh": _ready(made, method)[1],
         }
         for bases, solve in solves.items():
@@ -325,7 +325,10 @@ def _descend(made: World, optimizer: torch.optim.Optimizer) -> None:
 
 def _subjects(setting: Setting) -> list[str]:
     wanted = [*CURVATURES, *(n for n, m in METHODS.items() if isinstance(m, Natural) and m.settings)]
-    names = wanted if setting.methods is None else setting.methods
+    return _curvatures(wanted if setting.methods is None else setting.methods)
+
+
+def _curvatures(names: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if isinstance(METHODS[name], Natural)]
 
 

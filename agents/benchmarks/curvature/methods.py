@@ -154,14 +154,15 @@ class Natural:
             The step.
         """
         rule = StepRule(self.combination, BlockMetric(), corrections=0, refresh_period=refresh)
+        options: dict[str, Any] = {"lr": rates.lr, "damping": rates.damping, "momentum": self.momentum}
         optimizer = NaturalGradient(
             network,
             problem.likelihood,
             curvature_named(self.curvature, **self.settings),
             rule=rule,
-            **{"lr": rates.lr, "damping": rates.damping, "momentum": self.momentum, "radius": math.inf} | self.options,
             fisher=self.fisher,
             seed=seed,
+            **{**options, "radius": math.inf, **self.options},
         )
 
         def step(inputs: Tensor, targets: Tensor) -> None:

@@ -31,8 +31,8 @@ def perform(setting: Setting) -> None:
         setting: What is given.
     """
     pictures = setting.pictures(data.strokes, 3000).smaller(2)
-    problem = problems.autoencoder(pictures, 0.25 if not setting.quick else setting.scale)
-    store, budget = setting.store("refresh"), setting.budget(epochs=10, tuning=3, seeds=1)
+    problem = problems.autoencoder(pictures, setting.scale / 2)
+    store, budget = setting.store("refresh"), setting.budget(epochs=12, tuning=2, seeds=1)
     for batch in BATCHES if not setting.quick else BATCHES[:1]:
         for period in PERIODS if not setting.quick else PERIODS[::3]:
             for method in chosen(setting.methods, "refresh"):

@@ -71,7 +71,7 @@ def train(problem: Problem, run: Run) -> Iterator[dict[str, Any]]:
     for epoch in range(1, run.epochs + 1):
         began = time.perf_counter(), time.process_time()
         try:
-            for rows in torch.randperm(len(inputs), generator=order).split(run.batch):
+            for rows in torch.split(torch.randperm(len(inputs), generator=order), run.batch):
                 if len(rows) == run.batch or len(inputs) < run.batch:
                     step(inputs[rows], targets[rows])
                     steps += 1
