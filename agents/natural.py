@@ -99,17 +99,18 @@ _FISHERS: dict[str, type[FisherSeeds]] = {
 _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMetric}
 
 
-def curvature_named(name: str, **settings: Any) -> Curvature:
+def curvature_named(name: str, ema: float = 0.95, **settings: Any) -> Curvature:
     """Make a choice of curvature from its name in a configuration.
 
     Args:
         name: One of ``agents.config.Curvature``, but adam.
-        **settings: Fields of the choice; the others have its own defaults.
+        ema: Share of the old statistics kept at each update.
+        **settings: Further fields of the choice; the others have its own defaults.
 
     Returns:
         The choice.
     """
-    choice: Curvature = _CURVATURES[name](**settings)
+    choice: Curvature = _CURVATURES[name](ema=ema, **settings)
     return choice
 
 
@@ -119,8 +120,7 @@ def _curvature(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.rank is not None and config.curvature != "ekfac":
         raise UsageError(f"rank {config.rank} needs curvature ekfac, got {config.curvature}; leave rank at null")
     extra = {} if config.rank is None else {"rank": config.rank}
-    choice: Curvature = _CURVATURES[config.curvature](ema=config.ema, **extra)
-    return choice
+    return curvature_named(config.curvature, config.ema, **extra)
 
 
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:

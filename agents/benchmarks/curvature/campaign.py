@@ -38,7 +38,7 @@ class Plan:
     methods: tuple[str, ...] | None = None
     """Methods by name (curvatures as configurations name them, sgd, adam, …); None takes each experiment's own."""
     seeds: int | None = None
-    """Runs per method, after tuning; None takes each experiment's own number."""
+    """Runs per method after tuning, and rounds of cost; None takes each experiment's own number."""
     epochs: int | None = None
     """Passes over the data of these runs; None takes each experiment's own number."""
     data: Path | None = None

@@ -116,8 +116,8 @@ class Natural:
     """Of the curvature, beyond its defaults."""
     momentum: float = 0.9
     """Share of the last direction that is kept."""
-    combination: LayerCombination | None = None
-    """Coefficients from the exact Fisher in place of a fixed rate: K-FAC's own rescaling, one number per layer."""
+    rule: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the step's rule that are not as in the papers' fixed steps: a combination, say."""
     share: float = 1.0
     """Of the batch's examples, how many the curvature sees."""
     fisher: FisherSeeds = field(default_factory=SampledFisher)
@@ -153,13 +153,18 @@ class Natural:
         Returns:
             The step.
         """
-        rule = StepRule(self.combination, BlockMetric(), corrections=0, refresh_period=refresh)
+        fixed: dict[str, Any] = {
+            "combination": None,
+            "metric": BlockMetric(),
+            "corrections": 0,
+            "refresh_period": refresh,
+        }
         options: dict[str, Any] = {"lr": rates.lr, "damping": rates.damping, "momentum": self.momentum}
         optimizer = NaturalGradient(
             network,
             problem.likelihood,
             curvature_named(self.curvature, **self.settings),
-            rule=rule,
+            rule=StepRule(**{**fixed, **self.rule}),
             fisher=self.fisher,
             seed=seed,
             **{**options, "radius": math.inf, **self.options},
@@ -182,7 +187,8 @@ def _in(*experiments: str) -> frozenset[str]:
 
 _SGD, _ADAM = (0.003, 0.01, 0.03, 0.1), (0.001, 0.003, 0.01)
 _EVERYWHERE = _in("autoencoder", "conv", "cost", "width")
-_COLUMNS, _AND_MOMENTUM = LayerCombination(), LayerCombination(previous_step=True)
+_COLUMNS = {"combination": LayerCombination()}
+_AND_MOMENTUM = {"combination": LayerCombination(previous_step=True)}
 METHODS: dict[str, Method] = {
     "sgd": FirstOrder(lambda p, lr: torch.optim.SGD(p, lr), _SGD),
     "sgd-momentum": FirstOrder(lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), _SGD, _EVERYWHERE),
@@ -196,9 +202,9 @@ METHODS: dict[str, Method] = {
     "kfac-no-momentum": Natural("kfac", momentum=0.0, experiments=_in("autoencoder")),
     "kfac-eighth": Natural("kfac", share=0.125, experiments=_in("cost")),
     "factored-kfac-eighth": Natural("factored-kfac", share=0.125, experiments=_in("cost")),
-    "kfac-rescaled": Natural("kfac", momentum=0.0, combination=_COLUMNS, learning_rates=(1.0,)),
+    "kfac-rescaled": Natural("kfac", momentum=0.0, rule=_COLUMNS, learning_rates=(1.0,)),
     "kfac-rescaled-momentum": Natural(
-        "kfac", momentum=0.0, combination=_AND_MOMENTUM, learning_rates=(1.0,), experiments=_in("autoencoder")
+        "kfac", momentum=0.0, rule=_AND_MOMENTUM, learning_rates=(1.0,), experiments=_in("autoencoder")
     ),
 }
 """Everyone, by name."""

@@ -69,16 +69,16 @@ def train(problem: Problem, run: Run) -> Iterator[dict[str, Any]]:
     steps, start = 0, problem.measure(network, problem.train)
     yield _point(0, 0, 0.0, 0.0, start, problem.measure(network, problem.test))
     for epoch in range(1, run.epochs + 1):
-        began = time.perf_counter(), time.process_time()
+        began, broken = (time.perf_counter(), time.process_time()), False
         try:
             for rows in torch.split(torch.randperm(len(inputs), generator=order), run.batch):
                 if len(rows) == run.batch or len(inputs) < run.batch:
                     step(inputs[rows], targets[rows])
                     steps += 1
-            loss = problem.measure(network, problem.train)
         except FloatingPointError:  # the optimizer gave up
-            loss = math.inf
+            broken = True
         wall, cpu = wall + time.perf_counter() - began[0], cpu + time.process_time() - began[1]
+        loss = math.inf if broken else problem.measure(network, problem.train)
         if not loss < BROKEN * start:
             yield _point(epoch, steps, wall, cpu, math.inf, math.inf)
             return
