@@ -211,12 +211,12 @@ def small_world() -> fidelity.World:
 
 def test_the_dense_fisher_is_the_mean_over_every_class_of_outer_products() -> None:
     made = small_world()
-    part = fidelity.World(made.network, made.inputs[:4], made.classes[:4])
+    part = fidelity.World("", made.network, made.inputs[:4], made.classes[:4])
     total = torch.zeros_like(part.fisher())
     for x in part.inputs:
         p = part.network(x[None]).detach().softmax(1)[0]
         for c in range(len(p)):
-            one = fidelity.World(part.network, x[None], torch.tensor([c]))
+            one = fidelity.World("", part.network, x[None], torch.tensor([c]))
             score = one.flat(one.gradient())
             total += p[c] * torch.outer(score, score) / len(part.inputs)
     assert torch.allclose(part.fisher(), total, atol=1e-12)

@@ -109,9 +109,10 @@ def find_cost(setting: Setting) -> Finding:
     Returns:
         Seconds of a step and its ratio to the peer's, with a decomposition every twentieth step.
     """
-    rows = setting.store("cost").rows
-    if not rows:
-        return Finding()
+    return by_problem(setting.store("cost").rows, _find_cost)
+
+
+def _find_cost(rows: list[Row]) -> Finding:
     rounds = sorted({row["round"] for row in rows})
     lines, ratios = [], {}
     for method in methods_in(rows):

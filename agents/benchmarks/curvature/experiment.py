@@ -132,16 +132,16 @@ def by_problem(rows: Sequence[Row], find: Callable[[list[Row]], Finding]) -> Fin
     """Tell runs of several problems or lengths apart, which may lie in one folder.
 
     Args:
-        rows: Of runs.
-        find: What one group says.
+        rows: Of runs, or of measurements on problems.
+        find: What one group says, tuning left out.
 
     Returns:
         What all of them say, one after the other.
     """
-    counted = [row for row in rows if row["stage"] == "final"]
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in counted:
-        groups.setdefault((row["problem"], row["epochs"]), []).append(row)
+    for row in rows:
+        if row.get("stage", "final") == "final":
+            groups.setdefault((row["problem"], row.get("epochs", "")), []).append(row)
     found = [find(group) for group in groups.values()]
     joined = (tuple(part for one in found for part in getattr(one, name)) for name in ("tables", "claims", "curves"))
     return Finding(*joined)

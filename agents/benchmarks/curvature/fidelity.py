@@ -21,8 +21,18 @@ from acktr.step import StepRule
 from acktr.tree import Tensors
 from agents.benchmarks.curvature import data
 from agents.benchmarks.curvature.data import CLASSES
-from agents.benchmarks.curvature.experiment import Claim, Curve, Experiment, Finding, Setting, median, methods_in
+from agents.benchmarks.curvature.experiment import (
+    Claim,
+    Curve,
+    Experiment,
+    Finding,
+    Setting,
+    by_problem,
+    median,
+    methods_in,
+)
 from agents.benchmarks.curvature.methods import CURVATURES, METHODS, Natural, chosen
+from agents.benchmarks.curvature.store import Row
 from agents.benchmarks.report import Table
 from agents.natural import curvature_named
 
@@ -36,6 +46,8 @@ _POINTS = (FROZEN_AT, 40, 80, 160, 320)
 class World:
     """A small network on a small batch, and its gradient and Fisher written out."""
 
+    name: str
+    """The network, and what it learns from."""
     network: nn.Module
     """In float64."""
     inputs: Tensor
@@ -120,7 +132,8 @@ def world(setting: Setting, steps: int) -> tuple[World, torch.optim.Optimizer]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [m for fan_in, fan_out in pairwise(_SIZES) for m in (nn.Linear(fan_in, fan_out), nn.Tanh())]
-    made = World(nn.Sequential(*layers[:-1]).double(), 3 * pictures.train.double(), pictures.train_classes)
+    name = f"{'-'.join(map(str, _SIZES))} tanh on {len(pictures.train)} of {pictures.name}"
+    made = World(name, nn.Sequential(*layers[:-1]).double(), 3 * pictures.train.double(), pictures.train_classes)
     optimizer = torch.optim.Adam(made.network.parameters(), 0.01)
     for _ in range(steps):
         _descend(made, optimizer)
@@ -184,7 +197,8 @@ def perform(setting: Setting) -> None:
     made, _ = world(setting, 50)
     store, F = setting.store("fidelity"), made.fisher()
     for method in _subjects(setting):
-        store.once({"method": method, "damping": DAMPING}, partial(_fidelity, made, F, method))
+        key = {"problem": made.name, "method": method, "damping": DAMPING}
+        store.once(key, partial(_fidelity, made, F, method))
 
 
 def _fidelity(made: World, F: Tensor, method: str) -> Iterator[dict[str, float]]:
@@ -218,8 +232,10 @@ def perform_spectra(setting: Setting) -> None:
         setting: What is given.
     """
     store, points = setting.store("spectra"), _POINTS if not setting.quick else _POINTS[:2]
+    name = world(setting, 0)[0].name
     for method in _curvatures(chosen(setting.methods, "spectra")):
-        store.once({"method": method, "damping": DAMPING}, partial(_follow, setting, method, points))
+        key = {"problem": name, "method": method, "damping": DAMPING}
+        store.once(key, partial(_follow, setting, method, points))
 
 
 def _follow(setting: Setting, method: str, points: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -258,12 +274,13 @@ def find(setting: Setting) -> Finding:
     Returns:
         Distances, and theorem 3.
     """
-    rows = setting.store("fidelity").rows
-    if not rows:
-        return Finding()
+    return by_problem(setting.store("fidelity").rows, _find)
+
+
+def _find(rows: list[Row]) -> Finding:
     columns = ["frobenius", "kl", "cosine", "progress"]
     lines = [[row["method"], *(f"{float(row[c]):.3f}" for c in columns)] for row in rows]
-    title = f"{'-'.join(map(str, _SIZES))} tanh, 200 examples, exact Fisher, damping {DAMPING}, float64"
+    title = f"{rows[0]['problem']}: exact Fisher, damping {DAMPING}, float64"
     heads = ["", "‖F−F̂‖/‖F‖", "KL per dimension", "cosine of the damped solves", "share of the exact step's progress"]
     of = {row["method"]: {c: float(row[c]) for c in columns} for row in rows}
     claims = []
@@ -289,9 +306,10 @@ def find_spectra(setting: Setting) -> Finding:
     Returns:
         Distances of the spectra over training.
     """
-    rows = setting.store("spectra").rows
-    if not rows:
-        return Finding()
+    return by_problem(setting.store("spectra").rows, _find_spectra)
+
+
+def _find_spectra(rows: list[Row]) -> Finding:
     methods, steps = methods_in(rows), sorted({int(row["step"]) for row in rows})
 
     def at(method: str, bases: str, step: int, column: str) -> float:
