@@ -32,7 +32,7 @@ def perform(setting: Setting) -> None:
     """
     pictures = setting.pictures(data.strokes, 3000).smaller(2)
     problem = problems.autoencoder(pictures, setting.scale / 2)
-    store, budget = setting.store("refresh"), setting.budget(epochs=12, tuning=2, seeds=1)
+    store, budget = setting.store("refresh"), setting.budget(epochs=12, tuning=2, seeds=3)
     for batch in BATCHES if not setting.quick else BATCHES[:1]:
         for period in PERIODS if not setting.quick else PERIODS[::3]:
             for method in chosen(setting.methods, "refresh"):
