@@ -50,7 +50,7 @@ from acktr.curvature.members import known_fisher
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.draws import Evidence
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
-from acktr.likelihood import Categorical, DiagonalGaussian, GammaPrecision, Joint, ScalarGaussian
+from acktr.likelihood import Bernoulli, Categorical, DiagonalGaussian, GammaPrecision, Joint, ScalarGaussian
 from acktr.noisy import NoisyNaturalGradient
 from acktr.optimizer import NaturalGradient
 from acktr.step import Backtracking, StepReport, StepRule
@@ -87,6 +87,7 @@ __all__ = [
     "AdaptiveRank",
     "Backtracking",
     "BayesByBackprop",
+    "Bernoulli",
     "BlockDiagonal",
     "BlockMetric",
     "ByName",

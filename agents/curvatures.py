@@ -86,6 +86,23 @@ CURVATURES: dict[str, Any] = {
 """What builds each curvature, given `ema` and, where it takes one, `rank`."""
 
 
+def curvature_named(name: str, ema: float = 0.95, **settings: Any) -> Curvature:
+    """Make a choice of curvature from its name in a configuration.
+
+    Args:
+        name: One of ``agents.stepconfig.Curvature``, but adam.
+        ema: Share of the old statistics kept at each update; exact-cg keeps none.
+        **settings: Further fields of the choice; the others have its own defaults.
+
+    Returns:
+        The choice.
+    """
+    if name == "exact-cg":
+        return ExactCG(**settings)
+    choice: Curvature = CURVATURES[name](ema=ema, **settings)
+    return choice
+
+
 def curvature_of(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     """The curvature of an actor's or a critic's steps.
 
@@ -104,8 +121,5 @@ def curvature_of(config: ActorConfig | CriticConfig) -> Curvature | Adam:
     if config.rank is not None and config.curvature not in ranked:
         names = " or ".join(ranked)
         raise UsageError(f"rank {config.rank} needs curvature {names}, got {config.curvature}; leave rank at null")
-    if config.curvature == "exact-cg":
-        return ExactCG()
     extra = {} if config.rank is None else {"rank": config.rank}
-    choice: Curvature = CURVATURES[config.curvature](ema=config.ema, **extra)
-    return choice
+    return curvature_named(config.curvature, config.ema, **extra)

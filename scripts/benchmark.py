@@ -1,6 +1,7 @@
 """Measure side by side: ``python -m scripts.benchmark NAME``.
 
-``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits.
+``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits;
+``curvature`` repeats the papers' experiments within half an hour, and goes on when the same command is given again.
 ``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
 stopped at any time, and go on when the same command is given again.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.benchmarks import campaign, crew, engine, report, throughput, uci, update
+from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
 from scripts import console
@@ -26,6 +28,7 @@ _ABOUT = {
     "update": "One ACKTR update against RMSprop steps of the same networks on the same batches.",
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
     "uci": "Error and likelihood of Bayesian regression: noisy natural gradients and Bayes by Backprop.",
+    "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }
@@ -65,6 +68,14 @@ class Uci(uci.Plan):
 
 
 @dataclass(frozen=True)
+class Curvature(curvature.Plan):
+    """Options of ``curvature``."""
+
+    output: Path = _FOLDER / "curvature"
+    """Folder for the measurements, the figure and the JSON file; the same command goes on in the folder."""
+
+
+@dataclass(frozen=True)
 class Mujoco(campaign.Plan):
     """Options of ``mujoco``."""
 
@@ -80,12 +91,13 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Uci | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Curvature | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
     "engine": Engine,
     "uci": Uci,
+    "curvature": Curvature,
     "mujoco": Mujoco,
     "atari": Atari,
 }
@@ -144,6 +156,8 @@ def _measure(name: str, options: _Options) -> report.Report:
     plan = {field: value for field, value in vars(options).items() if field != "output"}
     if isinstance(options, campaign.Plan):
         return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
+    if isinstance(options, curvature.Plan):
+        return curvature.run(curvature.Plan(**plan), options.output, console.say)
     room: Any = {"throughput": throughput, "update": update, "engine": engine, "uci": uci}[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found

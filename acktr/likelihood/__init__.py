@@ -2,6 +2,7 @@
 
 Everything is closed form and per example. `Outputs` are the network's outputs as a tuple, N examples each:
 
+    Bernoulli          (log-odds [N, D],)
     Categorical        (logits [N, C],)
     DiagonalGaussian   (mean [N, D], log_std [N, D])
     ScalarGaussian     (value [N],)
@@ -12,12 +13,14 @@ written down, a Fisher pass needs no loss graph and no `torch.distributions`, an
 """
 
 from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood, outputs_of
+from acktr.likelihood.bernoulli import Bernoulli
 from acktr.likelihood.categorical import Categorical
 from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
 from acktr.likelihood.joint import Joint
 from acktr.likelihood.precision import GammaPrecision
 
 __all__ = [
+    "Bernoulli",
     "Categorical",
     "DiagonalGaussian",
     "GammaPrecision",

@@ -6,10 +6,11 @@ from torch.func import functional_call, grad, hessian, vmap
 
 from acktr.exact import Linearisation
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
-from acktr.likelihood import Categorical, DiagonalGaussian, Joint, ScalarGaussian
+from acktr.likelihood import Bernoulli, Categorical, DiagonalGaussian, Joint, ScalarGaussian
 
 EXAMPLES = 5
 OUTPUTS = {
+    "bernoulli": (Bernoulli(), lambda: (torch.randn(EXAMPLES, 3),)),
     "categorical": (Categorical(), lambda: (torch.randn(EXAMPLES, 4),)),
     "gaussian": (DiagonalGaussian(), lambda: (torch.randn(EXAMPLES, 2), 0.5 * torch.randn(EXAMPLES, 2))),
     "scalar": (ScalarGaussian(2.5), lambda: (torch.randn(EXAMPLES),)),
@@ -41,6 +42,8 @@ def log_prob(likelihood, outputs, targets):
     if isinstance(likelihood, Joint):
         policy = log_prob(likelihood.policy, outputs[:-1], targets[:-1])
         return policy + log_prob(likelihood.value, outputs[-1:], targets[-1:])
+    if isinstance(likelihood, Bernoulli):
+        return torch.distributions.Bernoulli(logits=outputs[0]).log_prob(targets[0]).sum(-1)
     if isinstance(likelihood, Categorical):
         return torch.distributions.Categorical(logits=outputs[0]).log_prob(targets[0])
     if isinstance(likelihood, DiagonalGaussian):
@@ -87,6 +90,18 @@ def test_log_density_and_entropy_are_those_of_torch(kind):
         else torch.distributions.Normal(outputs[0], outputs[1].exp()).entropy().sum(-1)
     )
     assert torch.allclose(likelihood.entropy(outputs), reference, atol=ROUNDING)
+
+
+def test_the_log_density_of_answers_is_torch_s_and_grey_pixels_give_the_cross_entropy():
+    likelihood, draw = OUTPUTS["bernoulli"]
+    outputs = draw()
+    targets = likelihood.sample(outputs)
+    assert torch.allclose(likelihood.log_prob(outputs, targets), log_prob(likelihood, outputs, targets), atol=ROUNDING)
+    grey, (odds,) = torch.rand(EXAMPLES, 3), outputs
+    p = odds.sigmoid()
+    entropy = -(grey * p.log() + (1 - grey) * (1 - p).log()).sum(-1)
+    assert torch.allclose(-likelihood.log_prob(outputs, (grey,)), entropy, atol=ROUNDING)
+    assert torch.equal(likelihood.scores(outputs, (grey,))[0], p - grey)
 
 
 def test_sampled_scores_have_the_output_fisher_as_their_covariance(model, oracle):

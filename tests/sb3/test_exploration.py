@@ -159,9 +159,9 @@ def test_the_gradient_is_taken_at_every_environments_own_weights(monkeypatch):
     seen = {}
     optimizer = agent.actor_optimizer
 
-    def note() -> None:
+    def note(loss=None) -> None:
         seen.update({name: p.grad.clone() for name, p in optimizer.parameters.items()})
-        type(optimizer).descend(optimizer)
+        type(optimizer).descend(optimizer, loss)
 
     monkeypatch.setattr(optimizer, "descend", note)
     agent.train()

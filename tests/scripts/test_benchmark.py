@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from agents.benchmarks import engine, engines, throughput, update
+from agents.benchmarks.curvature import campaign as curvature
 from scripts import benchmark
 
 MISTAKES = {
@@ -26,6 +27,16 @@ MISTAKES = {
     "uci --splits 0": ["--splits", "0"],
     "uci --sets boton --data .": ["boton", "boston?"],
     "uci --methods noisy": ["'noisy'", "noisy-kfac?"],
+    "curvature --experiments": ["--experiments", "fidelity"],
+    "curvature --experiments refreshing": ["refreshing", "refresh"],
+    "curvature --methods": ["--methods", "ekfac"],
+    "curvature --methods kfak": ["'kfak'", "kfac?"],
+    "curvature --seeds 0": ["--seeds", "0"],
+    "curvature --epochs 0": ["--epochs", "0"],
+    "curvature --scale 0": ["--scale", "0"],
+    "curvature --data none": ["none", "--data"],
+    "curvature --page file": ["file", "--page"],
+    "curvature --summary-only": ["--summary-only"],
     "mujoco --environments HalfCheeta-v5": ["HalfCheeta-v5", "'HalfCheetah-v5'"],
     "mujoco --algorithms acktr pppo": ["'pppo'", "ppo?"],
     "mujoco --algorithms": ["--algorithms", "acktr"],
@@ -61,7 +72,8 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("throughput", "update", "engine", "uci", "mujoco", "atari"))
+    names = ("throughput", "update", "engine", "uci", "curvature", "mujoco", "atari")
+    assert all(f"\n  {name} " in out for name in names)
 
 
 def measured(name: str, *flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, Any]:
@@ -125,3 +137,26 @@ def test_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert set(data["results"]["timings"]) == everyone
     assert set(data["results"]["agreement"]) == {name for name in everyone if "ours" not in name}
     assert len(data["notes"]) == 3 - len(who)
+
+
+def test_curvature_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- measured -->\n<!-- /measured -->\n")
+    flags = ["--quick", "--methods", "sgd-momentum", "kfac", "ekfac", "--output", str(tmp_path), "--page", str(page)]
+    assert benchmark.main(["curvature", *flags]) == 0
+    first = capsys.readouterr()
+    assert all(
+        text in first.out for text in ("autoencoder", "conv", "teacher", "theorem 3", "the numbers mean nothing")
+    )
+    assert "cost: kfac, round 1" in first.err
+    names = {file.name for file in (tmp_path / "quick").iterdir()}
+    stores = {*get_args(curvature.Name), "width_learning"}
+    assert names == {f"{name}.csv" for name in stores} | {"curves.png"}
+    assert "| EKFAC is never further" in page.read_text()
+    (path,) = tmp_path.glob("curvature-*.json")
+    data = json.loads(path.read_text())
+    assert {claim["agrees"] for claim in data["results"]["fidelity"]["claims"]} <= {True, False}
+    assert benchmark.main(["curvature", *flags]) == 0
+    again = capsys.readouterr()
+    assert again.err == "", "nothing is measured twice"
+    assert again.out.splitlines()[:5] == first.out.splitlines()[:5]
