@@ -11,9 +11,9 @@ from torch import nn
 
 from acktr.curvature.base import Block, BlockRule, CurvatureFactory, Place
 from acktr.curvature.blockdiagonal import BlockDiagonal
-from acktr.curvature.ekfac import EKFAC
+from acktr.curvature.kronecker.ekfac import EKFAC
+from acktr.curvature.lowrank.randomised import SREKFAC
 from acktr.curvature.network import NetworkCurvature
-from acktr.curvature.randomised import SREKFAC
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from acktr.capture import Capture
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, CurvatureFactory, FactoredKFAC, kronecker, lowrank
+from acktr.curvature import EKFAC, KFAC, BlockDiagonal, CurvatureFactory, FactoredKFAC
+from acktr.curvature.kronecker import kfac
+from acktr.curvature.lowrank import ekfac as lowrank
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.likelihood import Categorical
 from agents.benchmarks.measuring import Phases
@@ -162,8 +164,8 @@ def tell_apart(phases: Phases, engine: str) -> None:
         seams = [(curvlinops.ekfac, "eigh"), *((curvlinops.inverse, name) for name in names)]
     else:
         seams = [
-            (kronecker, "symmetric_eigen"),
-            (kronecker, "damped_inverse"),
+            (kfac, "symmetric_eigen"),
+            (kfac, "damped_inverse"),
             (lowrank, "leading_eigenvectors"),
         ]
     for owner, name in seams:

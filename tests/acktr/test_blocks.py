@@ -35,7 +35,7 @@ from acktr.curvature import (
     RunningEKFAC,
     Tikhonov,
 )
-from acktr.curvature.ekfac import EKFACBlock, carry_scaling
+from acktr.curvature.kronecker.ekfac import EKFACBlock, carry_scaling
 from acktr.fisher import SampledFisher
 from acktr.likelihood import DiagonalGaussian, ScalarGaussian
 

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acktr.curvature import BKFAC, BKFACC, BRKFAC, KFAC, SREKFAC, FactoredKFAC, Place, SplitDamping
 from acktr.curvature.base import MAX_FAILURES
-from acktr.curvature.brand import BrandFactor, Correction, Overwrite, brand_update
-from acktr.curvature.factors import DenseFactor, Sketch, SketchedFactor
-from acktr.curvature.pair import FactorPairBlock
+from acktr.curvature.lowrank.brand import BrandFactor, Correction, Overwrite, brand_update
+from acktr.curvature.lowrank.factors import DenseFactor, Sketch, SketchedFactor
+from acktr.curvature.lowrank.pair import FactorPairBlock
 from acktr.linalg import DecompositionError, ritz_pairs
 from acktr.moments import Gram, Moment
 
@@ -157,7 +157,7 @@ def test_the_basis_stays_orthonormal_in_single_precision(monkeypatch):
     spoiled = copy.deepcopy(factor)
     spoiled.spectrum.basis.mul_(1.001)
     assert misfit(fed(copy.deepcopy(spoiled), grams[:2]).spectrum.basis) < 2e-5
-    monkeypatch.setattr("acktr.curvature.brand.DRIFT", float("inf"))
+    monkeypatch.setattr("acktr.curvature.lowrank.brand.DRIFT", float("inf"))
     assert misfit(fed(spoiled, grams[:2]).spectrum.basis) > 1e-3
 
 

@@ -20,9 +20,9 @@ from acktr.curvature import (
     Place,
     Statistics,
 )
-from acktr.curvature.ekfac import EKFACBlock
-from acktr.curvature.kronecker import EigenBlock
-from acktr.curvature.sua import MeanSUABlock, SUABlock, SUAEKFACBlock
+from acktr.curvature.convolutions.sua import MeanSUABlock, SUABlock, SUAEKFACBlock
+from acktr.curvature.kronecker.ekfac import EKFACBlock
+from acktr.curvature.kronecker.kfac import EigenBlock
 from acktr.likelihood import Categorical, DiagonalGaussian
 from acktr.optimizer import NaturalGradient
 

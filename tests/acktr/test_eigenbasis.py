@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from acktr.curvature import KFAC, EigenAdagrad, EigenAdam, EigenRMSProp, Place
-from acktr.curvature.eigenbasis import FisherScale, GradientScale
+from acktr.curvature.kronecker.eigenbasis import FisherScale, GradientScale
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule

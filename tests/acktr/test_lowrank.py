@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from acktr.curvature import EKFAC, Place
-from acktr.curvature.ekfac import EKFACBlock
-from acktr.curvature.lowrank import LowRankEKFACBlock
+from acktr.curvature.kronecker.ekfac import EKFACBlock
+from acktr.curvature.lowrank.ekfac import LowRankEKFACBlock
 from acktr.linalg import DecompositionError, leading_eigenvectors
 
 SHAPE = (3, 4)

@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.curvature import BKFAC, EKFAC, KFAC, SREKFAC, BlockDiagonal, ByName, ByWidth, Diagonal, Place, curvature_over
-from acktr.curvature.brand import BrandFactor
 from acktr.curvature.diagonal import DiagonalBlock
-from acktr.curvature.ekfac import EKFACBlock
-from acktr.curvature.factors import DenseFactor, SketchedFactor
-from acktr.curvature.kronecker import EigenBlock
-from acktr.curvature.pair import FactorPairBlock
+from acktr.curvature.kronecker.ekfac import EKFACBlock
+from acktr.curvature.kronecker.kfac import EigenBlock
+from acktr.curvature.lowrank.brand import BrandFactor
+from acktr.curvature.lowrank.factors import DenseFactor, SketchedFactor
+from acktr.curvature.lowrank.pair import FactorPairBlock
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 

@@ -17,8 +17,8 @@ from acktr.curvature import (
     SplitDamping,
     ZeroTail,
 )
-from acktr.curvature.factors import DenseFactor, FixedRank, Sketch, SketchedFactor
-from acktr.curvature.pair import FactorPairBlock
+from acktr.curvature.lowrank.factors import DenseFactor, FixedRank, Sketch, SketchedFactor
+from acktr.curvature.lowrank.pair import FactorPairBlock
 from acktr.linalg import DecompositionError, random_columns, ritz_pairs, sharpened, singular_pairs
 from acktr.moments import Gram
 

@@ -6,8 +6,8 @@ import torch
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature import CGFAC, KFAC, SENG, ColumnSketch, Kronecker, PerExample, Place, Statistics, WholeGram
 from acktr.curvature.base import MAX_FAILURES
-from acktr.curvature.examples import ExampleGradients, ExampleRows
-from acktr.curvature.rows import RowMemory
+from acktr.curvature.rows.examples import ExampleGradients, ExampleRows
+from acktr.curvature.rows.operators import RowMemory
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.linalg import DecompositionError
 

@@ -19,7 +19,7 @@ from acktr.curvature import (
     matrix_gaussian_divergence,
 )
 from acktr.curvature.base import Block, Statistics
-from acktr.curvature.lowrank import LowRankEKFACBlock
+from acktr.curvature.lowrank.ekfac import LowRankEKFACBlock
 
 ROUNDING = 1e-10  # float64, matrices of at most 20 rows and entries of order one
 

@@ -350,7 +350,7 @@ def test_a_refresh_that_fails_keeps_the_last_good_one_and_is_an_error_at_last(or
     def broken(*_):
         raise DecompositionError("broken")
 
-    monkeypatch.setattr("acktr.curvature.tridiagonal.damped_cholesky", broken)
+    monkeypatch.setattr("acktr.curvature.whole.tridiagonal.damped_cholesky", broken)
     for failures in range(1, MAX_FAILURES):
         chain.update(curvature._latest, refresh=True)
         assert chain.failures == failures

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, KFAC, Diagonal, EigenAdam, FactoredKFAC, RunningEKFAC
 from acktr.curvature.base import Block
-from acktr.curvature.kroneckersum import kronecker_sum_solver
+from acktr.curvature.kronecker.sums import kronecker_sum_solver
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule

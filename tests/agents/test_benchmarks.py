@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from acktr.curvature import BlockDiagonal
-from acktr.curvature.ekfac import EKFACBlock
+from acktr.curvature.kronecker.ekfac import EKFACBlock
 from agents import configfiles
 from agents.benchmarks import engine, engines, measuring, memory, report
 from agents.benchmarks.measuring import Phases, Timing, interleave, isolated, ratios, spread

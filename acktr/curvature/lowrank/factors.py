@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.curvature.spectrum import Spectrum, Tail
+from acktr.curvature.lowrank.spectrum import Spectrum, Tail
 from acktr.linalg import random_columns, sharpened, symmetric_eigen
 from acktr.moments import Gram, Moment
 

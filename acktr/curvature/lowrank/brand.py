@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from acktr.curvature.factors import Factor, Sketch
-from acktr.curvature.spectrum import Spectrum
+from acktr.curvature.lowrank.factors import Factor, Sketch
+from acktr.curvature.lowrank.spectrum import Spectrum
 from acktr.linalg import DecompositionError, ritz_pairs, symmetric_eigen
 from acktr.moments import Gram, Moment
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, CurvatureFactory, Place, Statistics
-from acktr.curvature.ekfac import EKFAC
-from acktr.curvature.kronecker import KFAC
+from acktr.curvature.kronecker.ekfac import EKFAC
+from acktr.curvature.kronecker.kfac import KFAC
 from acktr.linalg import symmetric_eigen
 from acktr.moments import Gram, Moment
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place
-from acktr.curvature.ekfac import ScaledBlock, carry_scaling
+from acktr.curvature.kronecker.ekfac import ScaledBlock, carry_scaling
 from acktr.moments import Moment
 from acktr.tree import all_finite
 

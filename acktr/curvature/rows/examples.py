@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Statistics
-from acktr.curvature.rows import Batch, RowOperator
+from acktr.curvature.rows.operators import Batch, RowOperator
 from acktr.linalg import symmetric_eigen
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, Place
-from acktr.curvature.brand import BrandFactor, Correction, Overwrite, Repair
-from acktr.curvature.factors import Factor
-from acktr.curvature.pair import FactorDamping, FactorPairBlock, SplitDamping
-from acktr.curvature.randomised import SREKFAC
+from acktr.curvature.lowrank.brand import BrandFactor, Correction, Overwrite, Repair
+from acktr.curvature.lowrank.factors import Factor
+from acktr.curvature.lowrank.pair import FactorDamping, FactorPairBlock, SplitDamping
+from acktr.curvature.lowrank.randomised import SREKFAC
 
 _MOST_COLUMNS = 128
 

@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.damping import DampingRule, Tikhonov
-from acktr.curvature.ekfac import EKFACBlock
+from acktr.curvature.kronecker.ekfac import EKFACBlock
 from acktr.moments import Moment
 
 

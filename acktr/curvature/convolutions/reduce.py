@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, CurvatureFactory, Place, Statistics
-from acktr.curvature.kronecker import KFAC, KroneckerBlock
+from acktr.curvature.kronecker.kfac import KFAC, KroneckerBlock
 
 
 def reduced(statistics: Statistics) -> Statistics:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature.base import Block, Place, Statistics
-from acktr.curvature.rows import Kronecker, RowBlock, RowMemory, RowModel
+from acktr.curvature.rows.operators import Kronecker, RowBlock, RowMemory, RowModel
 
 
 class CGBlock(RowBlock):

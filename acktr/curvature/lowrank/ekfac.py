@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Statistics
-from acktr.curvature.kronecker import KroneckerBlock
+from acktr.curvature.kronecker.kfac import KroneckerBlock
 from acktr.curvature.sampling import SampledBlock
 from acktr.linalg import leading_eigenvectors
 from acktr.moments import Moment

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, Place
-from acktr.curvature.factors import AdaptiveRank, DenseFactor, Factor, FixedRank, Pairs, Sketch, SketchedFactor
-from acktr.curvature.pair import FactorDamping, FactorPairBlock, SplitDamping
-from acktr.curvature.spectrum import MeanOfRest, Tail
+from acktr.curvature.lowrank.factors import AdaptiveRank, DenseFactor, Factor, FixedRank, Pairs, Sketch, SketchedFactor
+from acktr.curvature.lowrank.pair import FactorDamping, FactorPairBlock, SplitDamping
+from acktr.curvature.lowrank.spectrum import MeanOfRest, Tail
 from acktr.linalg import ritz_pairs, singular_pairs
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Statistics
-from acktr.curvature.factors import Factor
-from acktr.curvature.spectrum import Spectrum
+from acktr.curvature.lowrank.factors import Factor
+from acktr.curvature.lowrank.spectrum import Spectrum
 from acktr.linalg import split_damping
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.damping import DampingRule, Tikhonov
-from acktr.curvature.kroneckersum import kronecker_sum_solver
+from acktr.curvature.kronecker.sums import kronecker_sum_solver
 from acktr.curvature.sampling import SampledBlock
 from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, split_damping, symmetric_eigen
 from acktr.moments import Moment

@@ -13,11 +13,11 @@ from torch import Generator, Tensor, nn
 from acktr.capture import Pass
 from acktr.curvature.base import BlockRule
 from acktr.curvature.blockdiagonal import BlockDiagonal
-from acktr.curvature.kronecker import FactoredKFAC
+from acktr.curvature.kronecker.kfac import FactoredKFAC
 from acktr.curvature.members import Member
-from acktr.curvature.neighbours import chains_in, chains_named
 from acktr.curvature.network import NetworkCurvature
-from acktr.curvature.tridiagonal import TridiagonalChain
+from acktr.curvature.whole.neighbours import chains_in, chains_named
+from acktr.curvature.whole.tridiagonal import TridiagonalChain
 from acktr.exact import Linearisation
 from acktr.likelihood import Outputs
 from acktr.tree import Tensors

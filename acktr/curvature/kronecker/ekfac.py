@@ -14,8 +14,8 @@ from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
 from acktr.curvature.damping import DampingRule, Tikhonov
-from acktr.curvature.kronecker import EigenBlock
-from acktr.curvature.lowrank import LowRankEKFACBlock
+from acktr.curvature.kronecker.kfac import EigenBlock
+from acktr.curvature.lowrank.ekfac import LowRankEKFACBlock
 from acktr.moments import Moment
 
 

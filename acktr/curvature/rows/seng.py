@@ -21,8 +21,8 @@ from torch import Tensor
 
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature.base import Block, Place
-from acktr.curvature.examples import ExampleOperator, PerExample
-from acktr.curvature.rows import Batch, RowBlock, RowMemory
+from acktr.curvature.rows.examples import ExampleOperator, PerExample
+from acktr.curvature.rows.operators import Batch, RowBlock, RowMemory
 from acktr.linalg import DecompositionError, damped_cholesky
 
 REFINEMENTS = 1

@@ -1,0 +1,1 @@
+"""What convolutions allow beyond treating their patches as rows."""

@@ -1,0 +1,1 @@
+"""Products of an input and an output moment, and what their eigenvectors are good for."""

@@ -1,0 +1,1 @@
+"""Factors of wide layers in a few of their eigenvectors."""

@@ -1,0 +1,1 @@
+"""Curvature from the batch's own rows, without factors."""

@@ -1,0 +1,1 @@
+"""Curvatures that look across layers, or at the network itself."""
