@@ -4,7 +4,7 @@
 
 Each method takes the policy's steps, with the shipped configuration but for the flags in the table. What is in the
 folder already is not run again. A row for each run: mean return of the last 100 training episodes, mean and standard
-deviation of twenty without noise, environment steps per second (on a machine with other work: an indication).
+deviation of twenty without noise. (How long an update takes: ``scripts.benchmark curvature --experiments cost``.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def train(folder: Path, task: str, flags: list[str]) -> dict[str, float]:
         "training": result["training_return_last_100"],
         "evaluation": result["evaluation"]["mean_return"],
         "deviation": result["evaluation"]["std_return"],
-        "steps_per_second": result["steps_per_second"],
     }
 
 
@@ -67,7 +66,7 @@ def main() -> None:
     """Train them all and print the table."""
     folder = Path(sys.argv[1])
     table = csv.writer(sys.stdout)
-    table.writerow(["method", "flags", "task", "training", "evaluation", "deviation", "steps_per_second"])
+    table.writerow(["method", "flags", "task", "training", "evaluation", "deviation"])
     for method, flags in METHODS.items():
         for task in TASKS:
             place = folder / method.replace(", ", "_").replace(" ", "-") / task
