@@ -202,11 +202,11 @@ def perform(setting: Setting) -> None:
 
 
 def _fidelity(made: World, F: Tensor, method: str) -> Iterator[dict[str, float]]:
-    curvature, solve = _ready(made, method)
-    frobenius, kl = distances(F, matrix_of(made, curvature.multiply), DAMPING)
+    curvature, linearisation = _ready(made, method)
+    frobenius, kl = distances(F, matrix_of(made, partial(curvature.multiply, linearisation=linearisation)), DAMPING)
     gradient = made.gradient()
-    curvature.follow(gradient)
-    ours, flat = made.flat(solve(gradient)), made.flat(gradient)
+    ours = made.flat(curvature.solve(curvature.follow(gradient), DAMPING, linearisation))
+    flat = made.flat(gradient)
     damped = F + DAMPING * torch.eye(len(F), dtype=F.dtype)
     exact = torch.linalg.solve(damped, flat)
     # What the quadratic model gains at the best multiple of the direction, as a share of what it can gain.
@@ -215,14 +215,14 @@ def _fidelity(made: World, F: Tensor, method: str) -> Iterator[dict[str, float]]
     yield {"frobenius": frobenius, "kl": kl, "cosine": float(cosine), "progress": float(progress)}
 
 
-def _ready(made: World, method: str) -> tuple[NetworkCurvature, Callable[[Tensors], Tensors]]:
+def _ready(made: World, method: str) -> tuple[NetworkCurvature, Linearisation]:
     natural = METHODS[method]
     assert isinstance(natural, Natural)
     optimizer = observer(made, natural.curvature, dict(natural.settings))
     optimizer.observe(made.inputs, (made.classes,))
     parameters = {name: p for name, p in made.parameters.items() if p.requires_grad}
     linearisation = Linearisation(made.network, parameters, (made.inputs,), Categorical())
-    return optimizer.curvature, lambda tensors: optimizer.curvature.solve(tensors, DAMPING, linearisation)
+    return optimizer.curvature, linearisation
 
 
 def perform_spectra(setting: Setting) -> None:
@@ -251,13 +251,9 @@ def _follow(setting: Setting, method: str, points: tuple[int, ...]) -> Iterator[
         if point == points[0]:
             frozen.observe(made.inputs, (made.classes,))
         step, F = point, made.fisher()
-        parameters = {name: p for name, p in made.parameters.items() if p.requires_grad}
-        linearisation = Linearisation(made.network, parameters, (made.inputs,), Categorical())
-        solves: dict[str, Callable[[Tensors], Tensors]] = {
-            "frozen": partial(frozen.curvature.solve, damping=DAMPING, linearisation=linearisation),
-            "fresh": _ready(made, method)[1],
-        }
-        for bases, solve in solves.items():
+        fresh, linearisation = _ready(made, method)
+        for bases, curvature in (("frozen", frozen.curvature), ("fresh", fresh)):
+            solve = partial(curvature.solve, damping=DAMPING, linearisation=linearisation)
             # What preconditions, whatever the block calls its product: the solve, undone.
             used = torch.linalg.inv(matrix_of(made, solve)) - DAMPING * torch.eye(len(F), dtype=F.dtype)
             own, true = (torch.linalg.eigvalsh((m + m.mT) / 2) for m in (used, F))
