@@ -62,7 +62,9 @@ def _find(every: list[Row]) -> Finding:
         for period in periods
     ]
     epochs = max(int(row["epoch"]) for row in rows)
-    title = f"{rows[0]['problem']}: loss after {epochs} epochs by batch and steps between decompositions [range] (seeds)"
+    title = (
+        f"{rows[0]['problem']}: loss after {epochs} epochs by batch and steps between decompositions [range] (seeds)"
+    )
     curves = [
         Curve(f"batch {batch}", method, periods, [loss_of(rows, method, batch, period) for period in periods])
         for batch in batches
