@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from agents.benchmarks.curvature import data, problems
 from agents.benchmarks.curvature.experiment import (
@@ -13,13 +14,13 @@ from agents.benchmarks.curvature.experiment import (
     Setting,
     by_problem,
     finals,
-    median,
     methods_in,
 )
 from agents.benchmarks.curvature.methods import chosen
 from agents.benchmarks.curvature.store import Row
 from agents.benchmarks.curvature.training import best_of_grid
-from agents.benchmarks.report import Table
+from agents.benchmarks.measuring import spread
+from agents.benchmarks.report import Table, with_range
 
 PERIODS, BATCHES = (1, 20, 50, 100), (50, 200, 500)
 
@@ -56,12 +57,14 @@ def _find(every: list[Row]) -> Finding:
     methods = methods_in(rows)
     periods, batches = (sorted({int(row[c]) for row in rows}) for c in ("refresh", "batch"))
     lines = [
-        [f"batch {batch}, every {period}", *(_cell(loss_of(rows, m, batch, period)) for m in methods)]
+        [f"batch {batch}, every {period}", *(_cell(losses_of(rows, m, batch, period)) for m in methods)]
         for batch in batches
         for period in periods
     ]
     epochs = max(int(row["epoch"]) for row in rows)
-    title = f"{rows[0]['problem']}: training loss after {epochs} epochs, by batch and steps between decompositions"
+    title = (
+        f"{rows[0]['problem']}: loss after {epochs} epochs by batch and steps between decompositions [range] (seeds)"
+    )
     curves = [
         Curve(f"batch {batch}", method, periods, [loss_of(rows, method, batch, period) for period in periods])
         for batch in batches
@@ -71,7 +74,7 @@ def _find(every: list[Row]) -> Finding:
     return Finding([Table(title, ["", *methods], lines)], claims, curves)
 
 
-def loss_of(rows: list[Row], method: str, batch: int, period: int) -> float:
+def losses_of(rows: list[Row], method: str, batch: int, period: int) -> list[float]:
     """Where a method ended.
 
     Args:
@@ -81,10 +84,26 @@ def loss_of(rows: list[Row], method: str, batch: int, period: int) -> float:
         period: Steps between decompositions.
 
     Returns:
-        The median training loss over seeds; NaN if it did not run.
+        Training losses, one for each seed.
     """
     wanted = (method, str(batch), str(period))
-    return median([row for row in rows if (row["method"], row["batch"], row["refresh"]) == wanted], "train_loss")
+    return [float(r["train_loss"]) for r in rows if (r["method"], r["batch"], r["refresh"]) == wanted]
+
+
+def loss_of(rows: list[Row], method: str, batch: int, period: int) -> float:
+    """Where the middle seed ended.
+
+    Args:
+        rows: Last rows of runs.
+        method: Whose.
+        batch: Examples of a step.
+        period: Steps between decompositions.
+
+    Returns:
+        The median training loss; NaN if it did not run.
+    """
+    losses = losses_of(rows, method, batch, period)
+    return statistics.median(losses) if losses else math.nan
 
 
 def _claims(rows: list[Row], ours: str, batches: list[int], periods: list[int]) -> list[Claim]:
@@ -113,8 +132,10 @@ def _claims(rows: list[Row], ours: str, batches: list[int], periods: list[int]) 
     ]
 
 
-def _cell(number: float) -> str:
-    return "" if math.isnan(number) else f"{number:.2f}"
+def _cell(losses: list[float]) -> str:
+    if len(losses) < 2:
+        return "".join(f"{loss:.2f}" for loss in losses)
+    return f"{with_range(spread(losses))} ({len(losses)})"
 
 
-REFRESH = Experiment("E2: training loss by batch and steps between decompositions", perform, find)
+REFRESH = Experiment("E2: training loss by batch and steps between decompositions; [range] (seeds)", perform, find)
