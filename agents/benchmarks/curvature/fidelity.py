@@ -284,8 +284,8 @@ def _find(rows: list[Row]) -> Finding:
         ours, theirs = of["ekfac"]["frobenius"], of["kfac"]["frobenius"]
         text = "EKFAC is never further from the Fisher than K-FAC, in Frobenius norm (theorem 3)"
         claims.append(Claim(text, "George et al. 2018", f"{ours:.3f} against {theirs:.3f}", ours <= theirs))
-    if {"kfac", "tridiagonal"} <= of.keys():
-        ours, theirs = of["tridiagonal"]["progress"], of["kfac"]["progress"]
+    if {"factored-kfac", "tridiagonal"} <= of.keys():  # whose damping is the same
+        ours, theirs = of["tridiagonal"]["progress"], of["factored-kfac"]["progress"]
         told = f"{100 * ours:.0f} % of the exact step's progress against {100 * theirs:.0f} %"
         claims.append(
             Claim("Block-tridiagonal is nearer than block-diagonal", "Martens & Grosse 2015", told, ours > theirs)
