@@ -78,9 +78,11 @@ class Directions(Passes):
     def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
         """The natural gradient with a damping of the curvature's own, rescaled by the model's."""
         linearisation = self._linearisation(part)
-        if self.rule.combination is None and isinstance(self.rule.metric, BlockMetric):
+        # With momentum the form of the natural gradient alone says nothing of the step.
+        plain = self.rule.combination is None and self._buffers is None
+        if plain and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
-            return self._with_momentum(negative(natural), part, float(form))
+            return Descent(negative(natural), float(form))
         natural = self.curvature.solve(gradient, damping, linearisation)
         return self._combined(negative(natural), gradient, part, linearisation)
 
@@ -96,13 +98,19 @@ class Directions(Passes):
         momentum = self.param_groups[0]["momentum"]
         return self._with_momentum(descent, part) if momentum else Descent(descent, float(quadratic))
 
-    def _with_momentum(self, tensors: Tensors, part: Pass, form: float | None = None) -> Descent:
-        """A direction with momentum, where there is any, and its form by the rule's metric unless that is known."""
-        momentum = self.param_groups[0]["momentum"]
-        if momentum and "momentum_buffer" in self.state[self._leaves[0]]:
-            buffers = {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
-            tensors, form = {name: d + momentum * buffers[name] for name, d in tensors.items()}, None
-        return Descent(tensors, self._form(tensors, part) if form is None else form)
+    @property
+    def _buffers(self) -> Tensors | None:
+        """The last direction, where momentum carries it on."""
+        if not self.param_groups[0]["momentum"] or "momentum_buffer" not in self.state[self._leaves[0]]:
+            return None
+        return {name: self.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+
+    def _with_momentum(self, tensors: Tensors, part: Pass) -> Descent:
+        """A direction with momentum, where there is any, and its form by the rule's metric."""
+        momentum, buffers = self.param_groups[0]["momentum"], self._buffers
+        if buffers is not None:
+            tensors = {name: d + momentum * buffers[name] for name, d in tensors.items()}
+        return Descent(tensors, self._form(tensors, part))
 
     def _in_wake(self, wake: Wake, gradient: Tensors, part: Pass) -> Descent:
         """Onward by the gradient and back by the wake's pull, which the scale does not multiply."""

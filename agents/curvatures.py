@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -42,20 +43,15 @@ def _ekfac_c(ema: float) -> Curvature:
     return EKFAC(ema, damping=PerCoordinate())
 
 
+def _on_convolutions(kind: Callable[[float, EKFAC], Curvature]) -> Callable[..., Curvature]:
+    def make(ema: float, rank: int | None = None) -> Curvature:
+        return kind(ema, EKFAC(ema, rank))
+
+    return make
+
+
 def _kfc_reduce(ema: float, rank: int | None = None) -> Curvature:
     return KFCReduce(EKFAC(ema, rank))
-
-
-def _mean_sua(ema: float, rank: int | None = None) -> Curvature:
-    return MeanSUA(ema, EKFAC(ema, rank))
-
-
-def _sua(ema: float, rank: int | None = None) -> Curvature:
-    return SUA(ema, EKFAC(ema, rank))
-
-
-def _sua_ekfac(ema: float, rank: int | None = None) -> Curvature:
-    return SUAEKFAC(ema, EKFAC(ema, rank))
 
 
 CURVATURES: dict[str, Any] = {
@@ -76,10 +72,10 @@ CURVATURES: dict[str, Any] = {
     "cg-fac": CGFAC,
     "cg-fac-e": partial(CGFAC, operator=PerExample()),
     "kfc-reduce": _kfc_reduce,
-    "mean-sua": _mean_sua,
+    "mean-sua": _on_convolutions(MeanSUA),
     "seng": SENG,
-    "sua": _sua,
-    "sua-ekfac": _sua_ekfac,
+    "sua": _on_convolutions(SUA),
+    "sua-ekfac": _on_convolutions(SUAEKFAC),
     "tridiagonal": Tridiagonal,
     "dense-fisher": DenseFisher,
 }

@@ -88,21 +88,8 @@ class BlockTridiagonal(BlockDiagonal):
             lambda member, matrix: member.block.solve(matrix, damping),
         )
 
-    def solve_with_form(
-        self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
-    ) -> tuple[Tensors, Tensor]:
-        """The damped solve X and its undamped form Xᵀ F̂ X.
-
-        Args:
-            tensors: one per trained parameter.
-            damping: > 0.
-            linearisation: not looked at.
-
-        Returns:
-            X, shaped like `tensors`, and a scalar tensor.
-        """
-        solution = self.solve(tensors, damping)
-        return solution, self.quadratic(solution)
+    # The blocks know nothing of the whole's form.
+    solve_with_form = NetworkCurvature.solve_with_form
 
     def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
         """F̂ applied to tensors, undamped.
