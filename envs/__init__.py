@@ -6,6 +6,7 @@ from envs.guard import FiniteGuard
 from envs.make import make
 from envs.normaliser import RunningNormaliser
 from envs.options import AtariOptions, EnvOptions, PixelOptions
+from envs.state import Stateful, UnsavedError, load_stack, save_stack
 from envs.toy import register_toys
 
 __all__ = [
@@ -15,7 +16,11 @@ __all__ = [
     "FiniteGuard",
     "PixelOptions",
     "RunningNormaliser",
+    "Stateful",
+    "UnsavedError",
     "WorldError",
+    "load_stack",
     "make",
     "register_toys",
+    "save_stack",
 ]

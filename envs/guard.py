@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -57,6 +58,22 @@ class FiniteGuard(VecEnvWrapper):
         if np.count_nonzero(dones):
             self._check_final_observations(dones, infos)
         return observations, rewards, dones, infos
+
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the messages count.
+
+        Returns:
+            The ``step`` since the reset.
+        """
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
+        self._step = int(state["step"])
 
     def _check_observations(self, observations: VecEnvObs) -> None:
         for name, values in _parts(observations):

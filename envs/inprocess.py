@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from envs.errors import WorldError
+from envs.single import load_single, save_single
 
 
 class InProcessVecEnv(DummyVecEnv):
@@ -30,3 +36,28 @@ class InProcessVecEnv(DummyVecEnv):
             self.buf_infos[index] = info
             self._save_obs(index, observation)
         return self._obs_from_buf(), np.copy(self.buf_rews), np.copy(self.buf_dones), list(self.buf_infos)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Write down where every world stands, between two steps.
+
+        Returns:
+            The ``worlds``' states, as ``envs.single`` has them.
+        """
+        return {"worlds": [save_single(world) for world in self.envs]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken, instead of a reset.
+
+        Args:
+            state: What it returned, for as many worlds of the same kind.
+
+        Raises:
+            WorldError: If it is of other worlds.
+        """
+        if len(state["worlds"]) != self.num_envs:
+            raise WorldError(f"this state is of {len(state['worlds'])} worlds, these are {self.num_envs}")
+        for world, single in zip(self.envs, state["worlds"], strict=True):
+            load_single(world, single)
+        # Seeds that were to begin the first episodes have no episode to begin.
+        self._reset_seeds()
+        self._reset_options()

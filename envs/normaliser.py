@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from envs.errors import WorldError
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """An array [n_envs, ...], or a dictionary of such."""
@@ -82,6 +85,32 @@ class RunningNormaliser(VecNormalize):
         self.returns = self.returns * self.gamma + reward
         learn(self.ret_rms, self.returns)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what belongs to the running episodes; the statistics belong to the policy and are saved with it.
+
+        Returns:
+            The discounted ``returns`` so far, and the raw ``observations`` and ``rewards`` of the last step.
+        """
+        return {
+            "returns": self.returns.copy(),
+            "observations": _copied(self.old_obs),
+            "rewards": self.old_reward.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the episodes that ``state_dict`` was taken in.
+
+        Args:
+            state: What it returned.
+
+        Raises:
+            WorldError: If it is of another number of environments.
+        """
+        if state["returns"].shape != self.returns.shape:
+            raise WorldError(f"this state is of {len(state['returns'])} environments, these are {self.num_envs}")
+        self.returns, self.old_reward = state["returns"].copy(), state["rewards"].copy()
+        self.old_obs = _copied(state["observations"])
+
     def __reduce__(self) -> Any:
         return object.__new__, (VecNormalize,), self.__getstate__()
 
@@ -101,6 +130,12 @@ def learn(statistics: RunningMeanStd, batch: NDArray[Any]) -> None:
     deviations = batch - mean
     deviations *= deviations
     statistics.update_from_moments(mean, np.add.reduce(deviations, 0) / count, count)
+
+
+def _copied(observations: Any) -> Any:
+    if isinstance(observations, Mapping):
+        return {key: values.copy() for key, values in observations.items()}
+    return observations.copy()
 
 
 def _clipped(values: NDArray[Any], bound: float) -> NDArray[Any]:

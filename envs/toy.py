@@ -5,6 +5,7 @@ A learner that fails here is wrong rather than unlucky. They are registered with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -61,6 +62,22 @@ class BanditEnv(gym.Env[Vector, np.int64]):
         reward = float(int(action) == self.optimal_action(observation))
         return observation, reward, True, False, {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the next step depends on.
+
+        Returns:
+            The ``context`` on show.
+        """
+        return {"context": self._context}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
+        self._context = int(state["context"])
+
     def optimal_action(self, observation: Vector) -> int:
         """Name the arm that pays.
 
@@ -115,6 +132,22 @@ class ReachEnv(gym.Env[Vector, Vector]):
         miss = np.asarray(action) - self.optimal_action(self._position)
         return self._position, -float(np.sum(miss**2)), True, False, {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the next step depends on.
+
+        Returns:
+            The ``position`` on show, shape (dim,).
+        """
+        return {"position": self._position.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
+        self._position = state["position"].copy()
+
     @staticmethod
     def optimal_action(observation: Vector) -> Vector:
         """Name the action without loss.
@@ -162,6 +195,21 @@ class ConstantEnv(gym.Env[Vector, np.int64]):
             The gymnasium five; the reward is 1 and no end is announced.
         """
         return np.ones(1, dtype=np.float32), 1.0, False, False, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the next step depends on.
+
+        Returns:
+            Nothing: every step is like every other.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
 
     @staticmethod
     def optimal_value(gamma: float) -> float:
@@ -219,6 +267,22 @@ class CorridorEnv(gym.Env[Vector, np.int64]):
         self._cell = min(max(self._cell + (1 if action == 1 else -1), 0), self.length - 1)
         arrived = self._cell == self.length - 1
         return _one_hot(self._cell, self.length), float(arrived), arrived, False, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the next step depends on.
+
+        Returns:
+            The ``cell`` walked to.
+        """
+        return {"cell": self._cell}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
+        self._cell = int(state["cell"])
 
     def optimal_value(self, cell: int, gamma: float) -> float:
         """Best discounted return from a cell.
@@ -279,6 +343,22 @@ class NaNEnv(ConstantEnv):
         if self._steps > self._after and self._what == "reward":
             reward = float("nan")
         return observation, reward, terminated, truncated, info
+
+    def state_dict(self) -> dict[str, Any]:
+        """Write down what the next step depends on.
+
+        Returns:
+            The ``steps`` of the episode so far.
+        """
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: What it returned.
+        """
+        self._steps = int(state["steps"])
 
 
 def register_toys() -> None:

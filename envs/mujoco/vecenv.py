@@ -200,6 +200,9 @@ class MujocoVecEnv(NativeVecEnv):
         self._returns = state["returns"].copy()
         self._lengths = state["lengths"].copy()
         self._observations = state["observations"].copy()
+        # Seeds that were to begin the first episodes have no episode to begin.
+        self._reset_seeds()
+        self._reset_options()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Draw every environment as it is now; after an end that is the start of the next episode.
