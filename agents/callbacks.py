@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -75,8 +76,12 @@ class EpisodeRecorder(BaseCallback):
         return sum(self.last) / len(self.last) if self.last else None
 
     def flush(self) -> None:
-        """Bring the waiting rows to the disk."""
+        """Write the waiting rows."""
         self._table.flush()
+
+    def sync(self) -> None:
+        """Write the waiting rows, and wait until they would survive a power failure."""
+        self._table.sync()
 
     def _on_step(self) -> bool:
         for info in filter(None, self.locals["infos"]):
@@ -94,6 +99,27 @@ class EpisodeRecorder(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.flush()
+
+
+class Scribe(BaseCallback):
+    """Writes the log after every few rollouts, counted from the run's beginning whoever resumed it.
+
+    Args:
+        interval: Rollouts between two rows, at least 1.
+    """
+
+    def __init__(self, interval: int) -> None:
+        super().__init__()
+        self._interval = interval
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        agent = cast(OnPolicyAlgorithm, self.model)
+        rollouts = agent.num_timesteps // (agent.n_steps * agent.n_envs)
+        if rollouts % self._interval == 0:
+            agent.dump_logs(rollouts)
 
 
 class Shower(BaseCallback):
@@ -185,6 +211,7 @@ class Saver(BaseCallback):
         clock: The run's clock.
         timesteps: Where the run stands.
         stop: Says whether to stop.
+        sync: Brings the tables to the disk, so that no checkpoint promises rows that a power failure takes.
     """
 
     def __init__(
@@ -195,6 +222,7 @@ class Saver(BaseCallback):
         clock: Clock,
         timesteps: int,
         stop: Callable[[], bool],
+        sync: Callable[[], None],
     ) -> None:
         super().__init__()
         self._agent = agent
@@ -203,6 +231,7 @@ class Saver(BaseCallback):
         self._clock = clock
         self._due = _Period(config.checkpoint.period, timesteps)
         self._stop = stop
+        self._sync = sync
 
     def save(self) -> Path:
         """Write a checkpoint now.
@@ -211,6 +240,7 @@ class Saver(BaseCallback):
             The file.
         """
         path = checkpoint.checkpoint_path(self._directory, self._agent.num_timesteps)
+        self._sync()
         checkpoint.save(path, self._agent, self._clock.seconds())
         checkpoint.prune(self._directory, self._keep)
         return path

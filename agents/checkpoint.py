@@ -1,17 +1,19 @@
-"""Checkpoints: one file of tensors, numbers and text that holds no code.
+"""Checkpoints: one sealed file of tensors, numbers and text that holds no code.
 
 They are written by ``torch.save`` and read with ``weights_only=True``, which builds tensors and plain
-containers and refuses everything else, so a checkpoint from a stranger cannot run anything.
+containers and refuses everything else, so a checkpoint from a stranger cannot run anything. A checksum over all of it
+(``agents.sealed``) is verified before anything is read.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import logging
 import pickle
-import random
 import re
+import zipfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,19 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents import generators, sealed, worlds
 from agents.errors import UsageError
-from agents.rundir import RunDirectory, write_whole
+from agents.rundir import RunDirectory
 
-FORMAT = 1
-"""Number of the layout, raised whenever it changes."""
+FORMAT = 2
+"""Number of the layout, raised whenever it changes. Format 1 had no seal and no environments; it is still read, so
+that finished runs can be evaluated and recorded for as long as they lie there; a run resumed from it begins new
+episodes."""
 
-_SECTIONS = ("format", "parameters", "normaliser", "rng", "progress")
+_log = logging.getLogger(__name__)
+_ZIP = b"PK\x03\x04"  # a checkpoint of format 1 is torch's bare archive
+_SECTIONS = ("parameters", "normaliser", "rng", "progress")
+_SINCE_2 = ("worlds", "log")
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -46,11 +54,29 @@ class Checkpoint:
     """States of the random generators."""
     progress: Mapping[str, Any]
     """Steps, updates, last episodes and seconds so far."""
+    worlds: Mapping[str, Any]
+    """The environments and what is seen of them; empty in format 1."""
+    log: Mapping[str, Any]
+    """What waits for the next row of the log; empty in format 1."""
 
     @property
     def timesteps(self) -> int:
         """Environment steps taken so far."""
         return int(self.progress["timesteps"])
+
+
+class DamagedError(UsageError):
+    """A checkpoint that is not as a run of ours wrote it.
+
+    Args:
+        path: The file.
+        what: What is wrong with it, as a predicate.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"checkpoint {path} {what}; restore it from a copy, or train again")
+        self.path = path
+        self.what = what
 
 
 def save(path: Path, agent: OnPolicyAlgorithm, seconds: float) -> None:
@@ -65,15 +91,17 @@ def save(path: Path, agent: OnPolicyAlgorithm, seconds: float) -> None:
         "format": FORMAT,
         "parameters": agent.get_parameters(),
         "normaliser": _normaliser_state(agent.get_vec_normalize_env()),
-        "rng": _rng_state(agent),
+        "rng": generators.save(agent),
         "progress": _progress(agent, seconds),
+        "worlds": worlds.save(agent),
+        "log": worlds.save_log(agent),
     }
     content = _plain(state, "checkpoint")
-    write_whole(path, lambda stream: torch.save(content, stream))
+    sealed.write(path, lambda stream: torch.save(content, stream))
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint, after its checksum has been verified.
 
     Args:
         path: The file.
@@ -82,40 +110,58 @@ def load(path: Path) -> Checkpoint:
         Its content, on the CPU.
 
     Raises:
-        UsageError: If the file is missing, damaged, holds more than data, or has another layout.
+        UsageError: If the file is missing, or was written by a later version.
+        DamagedError: If it is damaged, holds more than data, or is something else.
+        MemoryError: If there is no room for it.
     """
-    advice = "remove it to fall back on an older checkpoint, or train again"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(_unsealed(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint {path}; name a run directory that holds one") from None
     except pickle.UnpicklingError:
-        raise UsageError(f"checkpoint {path} holds more than tensors and was refused; {advice}") from None
+        raise DamagedError(path, "holds more than tensors and was refused") from None
+    except MemoryError:
+        raise
     except Exception as error:
-        reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
-        raise UsageError(f"checkpoint {path} is damaged or cut short ({reason}); {advice}") from None
-    if not isinstance(state, dict) or any(section not in state for section in _SECTIONS):
-        raise UsageError(f"{path} is not a checkpoint of this project; {advice}")
-    if state["format"] != FORMAT:
-        raise UsageError(f"checkpoint {path} has format {state['format']}, this version reads {FORMAT}; train again")
-    return Checkpoint(path, **{section: state[section] for section in _SECTIONS[1:]})
+        reason = " ".join(str(error).split()).split(". ", 1)[0]
+        raise DamagedError(path, f"is damaged or cut short ({reason})") from None
+    if not isinstance(state, dict) or not _is_ours(state):
+        raise DamagedError(path, "is not a checkpoint of this project")
+    if state.get("format") not in (1, FORMAT):
+        raise UsageError(
+            f"checkpoint {path} has format {state.get('format')}, this version reads 1 to {FORMAT}; update acktr"
+        )
+    later = {section: state.get(section, {}) for section in _SINCE_2}
+    return Checkpoint(path, **{section: state[section] for section in _SECTIONS}, **later)
 
 
-def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> None:
+def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> str | None:
     """Put an agent in a checkpoint's state, ready to train on.
 
     Args:
         agent: An agent of the same configuration, with its environments.
         checkpoint: The state.
+
+    Returns:
+        None if the environments go on where they stood; else why their episodes begin again.
+
+    Raises:
+        UsageError: If the checkpoint belongs to another configuration.
     """
     restore_policy(agent, checkpoint, everything=True)
-    progress = checkpoint.progress
-    agent.num_timesteps = checkpoint.timesteps
-    agent._n_updates = progress["updates"]
-    agent.ep_info_buffer = deque(maxlen=agent._stats_window_size)
-    agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    agent.ep_info_buffer.extend({"r": r, "l": int(n), "t": 0.0} for r, n in progress["last_episodes"])
-    _restore_rng(agent, checkpoint.rng)
+    try:
+        progress = checkpoint.progress
+        agent.num_timesteps = checkpoint.timesteps
+        agent._n_updates = progress["updates"]
+        agent.ep_info_buffer = deque(maxlen=agent._stats_window_size)
+        agent.ep_success_buffer = deque(progress.get("last_successes", ()), maxlen=agent._stats_window_size)
+        agent.ep_info_buffer.extend({"r": r, "l": int(n), "t": 0.0} for r, n in progress["last_episodes"])
+        reason = worlds.restore(agent, checkpoint.worlds, checkpoint.timesteps)
+        # Last of all: a world that is built or seeded may draw from the process's generators.
+        generators.restore(agent, checkpoint.rng)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(_misfit(checkpoint, error)) from None
+    return reason
 
 
 def restore_policy(agent: OnPolicyAlgorithm, checkpoint: Checkpoint, *, everything: bool = False) -> None:
@@ -134,9 +180,8 @@ def restore_policy(agent: OnPolicyAlgorithm, checkpoint: Checkpoint, *, everythi
         parameters = {name: checkpoint.parameters[name] for name in names}
         agent.set_parameters(parameters, exact_match=everything, device=agent.device)
         _restore_normaliser(agent.get_vec_normalize_env(), checkpoint.normaliser)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"checkpoint {checkpoint.path} does not fit the run's configuration: {reason}") from None
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(_misfit(checkpoint, error)) from None
 
 
 def checkpoint_path(directory: RunDirectory, timesteps: int) -> Path:
@@ -166,32 +211,85 @@ def listing(directory: RunDirectory) -> list[Path]:
 
 
 def prune(directory: RunDirectory, keep: int) -> None:
-    """Remove all but the newest checkpoints.
+    """Remove all but the newest checkpoints; those that are damaged do not count.
 
     Args:
         directory: The run.
-        keep: How many stay.
+        keep: How many whole ones stay.
     """
-    for path in listing(directory)[:-keep]:
-        path.unlink()
+    whole = 0
+    for path in reversed(listing(directory)):
+        if whole < keep:
+            whole += sealed.is_whole(path) or _is_whole_zip(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def latest(directory: RunDirectory) -> Checkpoint:
-    """Read the state in which a run stands.
+def latest(directory: RunDirectory, tell: Callable[[str], None] = _log.warning) -> Checkpoint | None:
+    """Read the state in which a run stands: its newest whole checkpoint, or its final agent if that is newer.
 
     Args:
         directory: The run.
+        tell: Where to name each file that is damaged, and what is used in its place.
 
     Returns:
-        Its newest checkpoint.
+        The state; None if none was saved yet.
 
     Raises:
-        UsageError: If there is none yet, or it cannot be read.
+        UsageError: If something was saved, and nothing of it is whole.
     """
-    found = listing(directory)
-    if not found:
-        raise UsageError(f"{directory.path} holds no checkpoint yet; train it first, or remove it and start again")
-    return load(found[-1])
+    complaints: list[DamagedError] = []
+    final = [directory.final] if directory.final.exists() else []
+    states = [_newest_whole(paths, complaints) for paths in (reversed(listing(directory)), final)]
+    found = [state for state in states if state is not None]
+    if not found and complaints:
+        left = f"no whole checkpoint is left in {directory.path}; restore one from a copy, or train again"
+        raise UsageError(f"checkpoint {complaints[0].path} {complaints[0].what}, and {left}")
+    newest = max(found, key=lambda state: state.timesteps, default=None)
+    for complaint in complaints:
+        tell(f"checkpoint {complaint.path} {complaint.what}; {newest and newest.path} is used in its place")
+    return newest
+
+
+def _newest_whole(paths: Iterable[Path], complaints: list[DamagedError]) -> Checkpoint | None:
+    for path in paths:
+        try:
+            return load(path)
+        except DamagedError as error:
+            complaints.append(error)
+    return None
+
+
+def _is_ours(state: Mapping[str, Any]) -> bool:
+    sections = all(isinstance(state.get(name), dict) for name in _SECTIONS)
+    return sections and isinstance(state["progress"].get("timesteps"), int)
+
+
+def _unsealed(path: Path) -> io.BytesIO:
+    with path.open("rb") as stream:
+        is_zip = stream.read(len(_ZIP)) == _ZIP
+    if not is_zip:
+        return io.BytesIO(sealed.read(path))
+    content = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(content) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise sealed.BrokenSealError(f"its part {broken} does not match its checksum")
+    content.seek(0)
+    return content
+
+
+def _is_whole_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _misfit(checkpoint: Checkpoint, error: Exception) -> str:
+    reason = " ".join(f"{error}".split())[:200]
+    return f"checkpoint {checkpoint.path} does not fit the run's configuration: {reason}; leave config.yaml as it was"
 
 
 def _progress(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
@@ -200,6 +298,7 @@ def _progress(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
         "timesteps": agent.num_timesteps,
         "updates": agent._n_updates,
         "last_episodes": [list(pair) for pair in episodes],
+        "last_successes": [float(success) for success in agent.ep_success_buffer or ()],
         "seconds": seconds,
     }
 
@@ -230,35 +329,6 @@ def _restore_normaliser(normaliser: VecNormalize | None, state: Mapping[str, Any
 
 def _set_moments(rms: RunningMeanStd, moments: Mapping[str, Any]) -> None:
     rms.mean, rms.var, rms.count = moments["mean"].numpy(), moments["var"].numpy(), moments["count"]
-
-
-def _rng_state(agent: OnPolicyAlgorithm) -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    legacy: tuple[Any, ...] = np.random.get_state(legacy=True)  # type: ignore[assignment]
-    kind, keys, position, has_gauss, cached = legacy
-    return {
-        "python": json.dumps([version, list(words), gauss]),
-        "numpy": {"kind": kind, "keys": keys.astype(np.int64), "rest": [int(position), int(has_gauss), float(cached)]},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "actions": json.dumps(agent.action_space.np_random.bit_generator.state, default=_as_list),
-    }
-
-
-def _restore_rng(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
-    version, words, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(words), gauss))
-    saved = state["numpy"]
-    np.random.set_state((saved["kind"], saved["keys"].numpy().astype(np.uint32), *saved["rest"]))
-    torch.set_rng_state(state["torch"])
-    # A run may go on with fewer GPUs than it began with, or with none.
-    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, index)
-    agent.action_space.np_random.bit_generator.state = json.loads(state["actions"])
-
-
-def _as_list(value: object) -> object:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
 def _plain(value: object, where: str) -> Any:

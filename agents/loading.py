@@ -48,7 +48,7 @@ def load_config(path: Path) -> tuple[rundir.RunDirectory, RunConfig]:
     return directory, config
 
 
-def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv]) -> LoadedRun:
+def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv], tell: Callable[[str], None]) -> LoadedRun:
     """Rebuild a trained agent, on the CPU.
 
     The agent is built anew from ``config.yaml``, and only tensors are read from the checkpoint.
@@ -56,6 +56,7 @@ def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv]) -> LoadedRun:
     Args:
         path: The run directory.
         make_env: Makes the raw environments from the configuration.
+        tell: Where to name files that are damaged, and what is used in their place.
 
     Returns:
         The run.
@@ -64,7 +65,7 @@ def load_run(path: Path, make_env: Callable[[RunConfig], VecEnv]) -> LoadedRun:
     # One minibatch fits any number of environments, and nothing is learnt here.
     ppo, trpo = replace(stored.ppo, n_minibatches=1), replace(stored.trpo, n_minibatches=1)
     config = replace(stored, device="cpu", ppo=ppo, trpo=trpo)
-    state = newest(directory)
+    state = newest(directory, tell)
     set_threads(config)
     env = build.frozen(make_env(config), config)
     try:
@@ -110,11 +111,12 @@ def video_env(seed: int) -> Callable[[RunConfig], VecEnv]:
     return make
 
 
-def newest(directory: rundir.RunDirectory) -> checkpoint.Checkpoint:
+def newest(directory: rundir.RunDirectory, tell: Callable[[str], None]) -> checkpoint.Checkpoint:
     """Read the best trained state of a run: its final agent, or a newer checkpoint if it went on after that.
 
     Args:
         directory: The run.
+        tell: Where to name files that are damaged, and what is used in their place.
 
     Returns:
         The state.
@@ -122,11 +124,10 @@ def newest(directory: rundir.RunDirectory) -> checkpoint.Checkpoint:
     Raises:
         UsageError: If the run holds none.
     """
-    found = checkpoint.listing(directory)
-    states = [checkpoint.load(path) for path in ([directory.final] if directory.final.exists() else []) + found[-1:]]
-    if not states:
+    found = checkpoint.latest(directory, tell)
+    if found is None:
         raise UsageError(f"{directory.path} holds no trained agent yet; train it to its first checkpoint")
-    return max(states, key=lambda state: state.timesteps)
+    return found
 
 
 def set_threads(config: RunConfig) -> None:

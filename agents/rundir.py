@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agents.errors import UsageError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,13 @@ class RunDirectory:
 
     @property
     def progress(self) -> Path:
-        """One row of measurements per update."""
+        """One row of measurements per update, the same to the last digit whenever the run is repeated or resumed."""
         return self.path / "progress.csv"
+
+    @property
+    def timing(self) -> Path:
+        """What clocks say of each update, which no repetition repeats."""
+        return self.path / "timing.csv"
 
     @property
     def episodes(self) -> Path:
@@ -106,7 +114,7 @@ def create(path: Path) -> RunDirectory:
     try:
         path.mkdir(parents=True, exist_ok=True)
         directory = RunDirectory(path)
-        if any(entry != directory.log for entry in path.iterdir()):
+        if any(entry != directory.log and not is_temporary(entry) for entry in path.iterdir()):
             raise UsageError(
                 f"run directory {path} is not empty; name another --run-dir, or go on with --resume {path}"
             )
@@ -150,8 +158,32 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell the files that ``write_whole`` leaves behind if its process is killed.
+
+    Args:
+        path: A file.
+
+    Returns:
+        Whether its name is one of theirs.
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep(directory: RunDirectory) -> None:
+    """Remove what a killed process left half-written.
+
+    Args:
+        directory: A run that no process writes to.
+    """
+    for folder in (directory.path, directory.checkpoints, directory.model):
+        for path in filter(is_temporary, folder.iterdir() if folder.is_dir() else ()):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -229,6 +261,12 @@ class Table:
                 stream.write(self._lines(self._pending))
         self._pending = []
 
+    def sync(self) -> None:
+        """Write the rows that are waiting, and wait until the file would survive a power failure."""
+        self.flush()
+        if self.path.exists():
+            _sync(self.path)
+
     def _rewrite(self, rows: Sequence[Mapping[str, object]]) -> None:
         header = ",".join(self.columns) + "\n" if self.columns else ""
         write_text(self.path, header + self._lines(rows))
@@ -266,6 +304,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise UsageError(f"cannot read {path}: {error}") from None
     whole = text[: text.rfind("\n") + 1]
     return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and None not in row]
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's list of files, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _ignore(_: object) -> None:

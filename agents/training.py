@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +17,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import build, checkpoint, display, rundir
-from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Shower, evaluation_seed
+from agents import build, checkpoint, display, rundir, worlds
+from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Scribe, Shower, evaluation_seed
 from agents.config import RunConfig
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
 from agents.loading import evaluation_envs, set_threads
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def train(
     open_directory: Callable[[], rundir.RunDirectory],
     stopper: Stopper,
     start: checkpoint.Checkpoint | None = None,
+    tell: Callable[[str], None] = _log.warning,
 ) -> Result:
     """Train an agent, evaluate it, and leave everything in the run's directory.
 
@@ -53,19 +58,30 @@ def train(
             configuration that cannot work leaves nothing behind.
         stopper: Says when to stop early; ``callbacks.Interrupted`` is raised then, after a checkpoint.
         start: Where to go on from; None begins anew.
+        tell: Where to say what a resumed run cannot repeat.
 
     Returns:
         The result.
     """
     set_threads(config)
-    env = build.make_training_env(config, _environment_seed(config.seed, start))
+    env = build.make_training_env(config, config.seed)
     try:
         agent = build.make_agent(config, env)
         if start is not None:
-            checkpoint.restore(agent, start)
+            _resume(config, agent, start, tell)
         return _Run(config, open_directory(), stopper, agent, start).train()
     finally:
         env.close()
+
+
+def _resume(
+    config: RunConfig, agent: OnPolicyAlgorithm, start: checkpoint.Checkpoint, tell: Callable[[str], None]
+) -> None:
+    again = checkpoint.restore(agent, start)
+    # Schedules are read before the first update: what decays would begin at its first value again.
+    agent._update_current_progress_remaining(start.timesteps, config.total_timesteps)
+    if again is not None:
+        tell(f"the environments' episodes begin again, so this run will differ from one never stopped: {again}")
 
 
 class _Run:
@@ -80,12 +96,13 @@ class _Run:
         start: checkpoint.Checkpoint | None,
     ) -> None:
         self.config, self.directory, self.stopper, self.agent = config, directory, stopper, agent
-        self.first = start.timesteps if start else 0
+        self.start, self.first = start, start.timesteps if start else 0
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
         self.recorder = EpisodeRecorder(directory, self.clock, self.first)
         self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first)
         self.evaluator.init_callback(agent)
-        self.saver = Saver(agent, directory, config, self.clock, self.first, stopper)
+        self.tables = _TableWriter(directory, self.first)
+        self.saver = Saver(agent, directory, config, self.clock, self.first, stopper, self._sync)
 
     def train(self) -> Result:
         """Train, save, evaluate.
@@ -120,17 +137,24 @@ class _Run:
         if remaining <= 0:
             return
         shown = display.for_stdout(self.config.total_timesteps, self.first)
-        logger = _logger(self.directory, self.first)
+        logger = Logger(str(self.directory.path), [self.tables, _events(self.directory, self.first)])
+        if self.start is not None:
+            worlds.restore_log(logger, self.start.log)
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            callbacks = [self.recorder, Shower(shown, self.recorder), self.evaluator, self.saver]
-            interval = _LOG_INTERVALS[self.config.algorithm]
-            self.agent.learn(remaining, callbacks, log_interval=interval, reset_num_timesteps=self.first == 0)
+            scribe = Scribe(_LOG_INTERVALS[self.config.algorithm])
+            callbacks = [self.recorder, scribe, Shower(shown, self.recorder), self.evaluator, self.saver]
+            # The library's own log counts rollouts from where a part of the run began.
+            self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.first == 0)
         finally:
             self.recorder.flush()
             shown.close()
             logger.close()
+
+    def _sync(self) -> None:
+        self.recorder.sync()
+        self.tables.sync()
 
     def _save(self) -> Path:
         newest = self.saver.save()
@@ -161,41 +185,47 @@ class _Run:
 
 
 class _TableWriter(KVWriter):
-    """Writes the logger's values to ``progress.csv``, which survives an interruption."""
+    """Writes the logger's values to ``progress.csv`` and what clocks say to ``timing.csv``; both survive a kill."""
 
-    def __init__(self, path: Path, timesteps: int) -> None:
-        self._table = rundir.Table(path, lambda row: int(row[_STEPS]) <= timesteps)
+    def __init__(self, directory: rundir.RunDirectory, timesteps: int) -> None:
+        def done(row: Mapping[str, str]) -> bool:
+            return int(row[_STEPS]) <= timesteps
+
+        self._progress, self._timing = (rundir.Table(path, done) for path in (directory.progress, directory.timing))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         del key_excluded  # it names values to hide from other outputs
-        numbers = {k: v for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
-        self._table.append({_STEPS: step, **{k: v for k, v in sorted(numbers.items()) if k != _STEPS}})
-        self._table.flush()
+        numbers = {
+            k: v for k, v in sorted(key_values.items()) if isinstance(v, (int, float, np.number)) and k != _STEPS
+        }
+        for table, of_clocks in ((self._progress, False), (self._timing, True)):
+            table.append({_STEPS: step} | {k: v for k, v in numbers.items() if (k in _CLOCKS) == of_clocks})
+            table.flush()
+
+    def sync(self) -> None:
+        """Wait until the rows would survive a power failure."""
+        self._progress.sync()
+        self._timing.sync()
 
     def close(self) -> None:
-        self._table.flush()
+        self._progress.flush()
+        self._timing.flush()
 
 
 # Updates between two rows of measurements; A2C makes one every few steps.
 _LOG_INTERVALS = {"acktr": 1, "ppo": 1, "a2c": 20, "trpo": 1}
 _STEPS = "time/total_timesteps"
+_CLOCKS = {"time/fps", "time/time_elapsed"}
 
 
-def _logger(directory: rundir.RunDirectory, timesteps: int) -> Logger:
+def _events(directory: rundir.RunDirectory, timesteps: int) -> TensorBoardOutputFormat:
+    resumed = directory.tensorboard.is_dir()
     events = TensorBoardOutputFormat(str(directory.tensorboard))
-    if timesteps:
+    if resumed:
         # Events of steps that will be taken again must not show twice.
         events.writer.close()
         events.writer = SummaryWriter(str(directory.tensorboard), purge_step=timesteps + 1)
-    return Logger(str(directory.path), [_TableWriter(directory.progress, timesteps), events])
-
-
-def _environment_seed(seed: int, start: checkpoint.Checkpoint | None) -> int:
-    if start is None:
-        return seed
-    # A resumed run must not meet its first episodes again.
-    state = np.random.SeedSequence([seed, start.timesteps]).generate_state(1)
-    return int(state[0] % 2**30)
+    return events
 
 
 def _pickled(normaliser: VecNormalize) -> Callable[[Any], None]:

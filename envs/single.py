@@ -46,10 +46,8 @@ def save_single(env: gym.Env[Any, Any]) -> dict[str, Any]:
         env: With its wrappers, between two steps.
 
     Returns:
-        The state of each ``layer``, the outermost first, and the ``generator``'s as text.
-
-    Raises:
-        UnsavedError: If a layer is not known.
+        The state of each of the ``layers``, the outermost first, and the ``generator``'s as text. An ``UnsavedError``
+        names a layer that is not known.
     """
     layers = _layers(env)
     return {"layers": [[_name(layer), _state_of(layer)] for layer in layers], "generator": _generator(layers[-1])}

@@ -58,10 +58,8 @@ def save_stack(venv: VecEnv) -> list[dict[str, Any]]:
         venv: The outermost layer, between two steps.
 
     Returns:
-        One dictionary per layer, the outermost first: the ``layer``'s class and its ``state``.
-
-    Raises:
-        UnsavedError: If a layer cannot be saved.
+        One dictionary per layer, the outermost first: the ``layer``'s class and its ``state``. An ``UnsavedError``
+        names a layer that cannot be saved.
     """
     return [{"layer": type(layer).__name__, "state": _state_of(layer)} for layer in _layers(venv)]
 
@@ -103,7 +101,7 @@ def plain(value: object, where: str) -> Any:
     if value is None or type(value) in {bool, int, float, str}:
         return value
     if type(value) in {tuple, list}:
-        return type(value)(plain(item, where) for item in cast(Sequence[Any], value))
+        return type(value)([plain(item, where) for item in cast(Any, value)])  # type: ignore[call-arg]
     raise UnsavedError(f"{where} holds a {type(value).__name__}, which cannot be saved")
 
 

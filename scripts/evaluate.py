@@ -52,7 +52,7 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, got {arguments.episodes}")
     console.check_seed(arguments.seed)
-    run = loading.load_run(arguments.run, loading.evaluation_envs(arguments.episodes, arguments.seed))
+    run = loading.load_run(arguments.run, loading.evaluation_envs(arguments.episodes, arguments.seed), console.say)
     with closing(run.env):
         deterministic = not arguments.stochastic
         scores = evaluation.evaluate(

@@ -54,7 +54,7 @@ def _main(argv: Sequence[str]) -> int:
         from agents import video
     except ImportError as error:
         raise UsageError(f"recording needs {error.name}; install it with: pip install imageio imageio-ffmpeg") from None
-    run = loading.load_run(arguments.run, loading.video_env(arguments.seed))
+    run = loading.load_run(arguments.run, loading.video_env(arguments.seed), console.say)
     with closing(run.env):
         scores = video.record(run.agent, run.env, arguments.episodes, seed=arguments.seed, path=output)
     print(f"{output}: {len(scores.returns)} episodes, {scores.steps:,} steps, return {scores.mean:,.2f}")

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     check(arguments.run)
-    start = checkpoint.latest(rundir.existing(arguments.resume)) if arguments.resume else None
+    start = _start(arguments.resume) if arguments.resume else None
     path = arguments.resume or arguments.run_dir or _new_path(arguments.run)
     directory = rundir.RunDirectory(path)
 
@@ -62,7 +62,7 @@ def _main(argv: Sequence[str]) -> int:
 
     with interruption.signals() as stopper:
         try:
-            result = training.train(arguments.run, open_directory, stopper, start)
+            result = training.train(arguments.run, open_directory, stopper, start, console.say)
         except callbacks.Interrupted as stop:
             console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(path))}")
             return console.INTERRUPTED
@@ -102,13 +102,22 @@ def _check_resumed(stored: RunConfig, final: Arguments) -> None:
             raise UsageError(f"{field.name} cannot change on --resume {final.resume}; start a new run instead")
 
 
+def _start(path: Path) -> checkpoint.Checkpoint | None:
+    start = checkpoint.latest(rundir.existing(path), console.say)
+    if start is None:
+        console.say(f"{path} holds no checkpoint yet; training begins anew, with the same seed")
+    return start
+
+
 def _new_path(config: RunConfig) -> Path:
     return rundir.new_path(config.env_id, config.seed, datetime.now().astimezone())
 
 
 def _open(directory: rundir.RunDirectory, arguments: Arguments, argv: Sequence[str]) -> None:
     before = configfiles.provenance(directory.config) if arguments.resume else []
-    if not arguments.resume:
+    if arguments.resume:
+        rundir.sweep(directory)
+    else:
         rundir.create(directory.path)
     origin = provenance.describe([*_PROG.split(), *argv], datetime.now().astimezone())
     rundir.write_text(directory.config, configfiles.dump(arguments.run, [*before, origin]))
@@ -120,9 +129,10 @@ def _title(config: RunConfig) -> str:
 
 def _stopped_hard(directory: rundir.RunDirectory) -> str:
     found = checkpoint.listing(directory)
-    if not found:
-        return f"interrupted before the first checkpoint; {directory.path} holds nothing to go on from"
-    return f"interrupted; go on from {found[-1].name} with: {_PROG} --resume {shlex.quote(str(directory.path))}"
+    if not found and not directory.config.exists():
+        return f"interrupted before training began; nothing in {directory.path} is of use"
+    stand = f"go on from {found[-1].name}" if found else "no checkpoint was written yet, begin again"
+    return f"interrupted; {stand} with: {_PROG} --resume {shlex.quote(str(directory.path))}"
 
 
 def _report(config: RunConfig, directory: rundir.RunDirectory, result: training.Result) -> None:

@@ -27,7 +27,7 @@ EVALUATION_SEED = 2_000_003
 """Seed of the evaluations, the same for every run, and away from the seeds of training and of its last evaluation."""
 
 _FREE = {"name", "device", "torch_threads", "evaluation", "checkpoint"}
-_PLACES = ("config", "checkpoints", "tensorboard", "progress", "episodes", "evaluations", "model", "log")
+_PLACES = ("config", "checkpoints", "tensorboard", "progress", "timing", "episodes", "evaluations", "model", "log")
 
 
 @dataclass(frozen=True)
