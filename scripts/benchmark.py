@@ -2,6 +2,7 @@
 
 ``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits;
 ``curvature`` repeats the papers' experiments within half an hour, and goes on when the same command is given again.
+``faults`` kills trainings and damages checkpoints for some minutes.
 ``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
 stopped at any time, and go on when the same command is given again.
 """
@@ -16,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import campaign, crew, engine, report, throughput, uci, update
+from agents.benchmarks import campaign, crew, engine, faults, report, throughput, uci, update
 from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
@@ -29,6 +30,7 @@ _ABOUT = {
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
     "uci": "Error and likelihood of Bayesian regression: noisy natural gradients and Bayes by Backprop.",
     "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
+    "faults": "Trainings killed at random instants and resumed, checkpoints damaged at random: nothing may be lost.",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }
@@ -76,6 +78,14 @@ class Curvature(curvature.Plan):
 
 
 @dataclass(frozen=True)
+class Faults(faults.Plan):
+    """Options of ``faults``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
 class Mujoco(campaign.Plan):
     """Options of ``mujoco``."""
 
@@ -91,13 +101,14 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Uci | Curvature | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
     "engine": Engine,
     "uci": Uci,
     "curvature": Curvature,
+    "faults": Faults,
     "mujoco": Mujoco,
     "atari": Atari,
 }
@@ -113,6 +124,9 @@ _NUMBERS = (
     "episodes",
     "splits",
     "epochs",
+    "kills",
+    "corruptions",
+    "rollouts",
 )
 
 
@@ -158,7 +172,7 @@ def _measure(name: str, options: _Options) -> report.Report:
         return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
     if isinstance(options, curvature.Plan):
         return curvature.run(curvature.Plan(**plan), options.output, console.say)
-    room: Any = {"throughput": throughput, "update": update, "engine": engine, "uci": uci}[name]
+    room: Any = {"throughput": throughput, "update": update, "engine": engine, "uci": uci, "faults": faults}[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found
 

@@ -1,0 +1,213 @@
+"""Training processes killed with SIGKILL at random instants and resumed, held against one that was never killed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import checkpoint
+from agents.rundir import RunDirectory
+
+SECTIONS = ("parameters", "normaliser", "rng", "worlds", "log")
+"""Parts of a checkpoint that two equal runs have in common; the rest holds their seconds."""
+
+_PATIENCE = 30.0
+"""How many times the reference's seconds, and how many seconds more, a process may take before it counts as hanging."""
+
+
+@dataclass
+class Torment:
+    """What became of the runs on one environment."""
+
+    env_id: str
+    """The environment."""
+    seconds: float
+    """What the run that was never killed took."""
+    runs: int = 0
+    """Runs that were brought to their end."""
+    kills: int = 0
+    """Processes killed."""
+    without_checkpoint: int = 0
+    """Kills that came before the run's first checkpoint."""
+    half_written: int = 0
+    """Kills that came within the writing of a file."""
+    failures: list[str] = field(default_factory=list)
+    """Resumes that did not go on, and runs that came out different."""
+
+
+def torment(
+    env_id: str, arguments: Sequence[str], kills: int, rng: random.Random, folder: Path, tell: Callable[[str], None]
+) -> Torment:
+    """Train again and again, killing and resuming, until enough processes are dead.
+
+    Args:
+        env_id: What to train on.
+        arguments: Further options of the training, seed included.
+        kills: How many processes to kill.
+        rng: Draws the instants, each uniform over what a whole run takes.
+        folder: An empty folder for the runs.
+        tell: Where to announce each run.
+
+    Returns:
+        What was found; its failures are empty if every run equals the one never killed.
+    """
+    whole, began = folder / "never-killed", time.monotonic()
+    if _wait(begin([env_id, *arguments, "--run-dir", str(whole)], _log(whole)), None, began):
+        return Torment(env_id, 0.0, failures=[f"{env_id}: the run that was never killed failed ({_log(whole)})"])
+    found = Torment(env_id, time.monotonic() - began)
+    while found.kills < kills and len(found.failures) < 3:
+        path = folder / f"run-{found.runs}"
+        complaint = _survive(path, [env_id, *arguments], kills, rng, found)
+        found.failures += [complaint] if complaint else differences(whole, path)
+        found.runs += 1
+        tell(f"{env_id}: {found.kills} of {kills} kills, {found.runs} runs, {len(found.failures)} failures")
+    return found
+
+
+def begin(arguments: Sequence[str], log: Path, door: str = "scripts.train") -> BaseProcess:
+    """Start a program in a process of its own, forked where PyTorch is loaded already.
+
+    So that a kill hits the training and not the imports, which nobody loses anything by.
+
+    Args:
+        arguments: Of the program.
+        log: Where its output goes.
+        door: The program.
+
+    Returns:
+        The process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
+    process = context.Process(target=_run, args=(door, list(arguments), str(log)))
+    process.start()
+    return process
+
+
+def differences(whole: Path, path: Path) -> list[str]:
+    """Compare two finished runs to the last bit.
+
+    Args:
+        whole: One of them.
+        path: The other.
+
+    Returns:
+        What differs, of their tables without seconds, and of their final agents.
+    """
+    one, other = RunDirectory(whole), RunDirectory(path)
+    found = [] if one.progress.read_bytes() == other.progress.read_bytes() else ["progress.csv"]
+    found += [] if _rows(one.episodes) == _rows(other.episodes) else ["episodes.csv"]
+    found += [] if _evaluations(one.evaluations) == _evaluations(other.evaluations) else ["evaluations.json"]
+    left, right = checkpoint.load(one.final), checkpoint.load(other.final)
+    for section in SECTIONS:
+        found += list(unequal(getattr(left, section), getattr(right, section), section))[:1]
+    return [f"{path}: {', '.join(found)} differ from {whole}"] if found else []
+
+
+def _survive(path: Path, arguments: Sequence[str], kills: int, rng: random.Random, found: Torment) -> str | None:
+    directory = RunDirectory(path)
+    while True:
+        known = directory.config.exists()
+        command = ["--resume", str(path)] if known else [*arguments, "--run-dir", str(path)]
+        process, began = begin(command, _log(path)), time.monotonic()
+        if found.kills < kills:
+            process.join(rng.uniform(0, found.seconds))
+            if process.is_alive():
+                process.kill()
+                process.join()
+                _note(found, directory)
+                continue
+        status = _wait(process, found.seconds, began)
+        return f"{path} ended with status {status} ({_log(path)})" if status else None
+
+
+def _note(found: Torment, directory: RunDirectory) -> None:
+    found.kills += 1
+    found.without_checkpoint += not checkpoint.listing(directory)
+    found.half_written += any(directory.path.rglob("*.tmp"))
+
+
+def _wait(process: BaseProcess, seconds: float | None, began: float) -> int | str | None:
+    """Wait for a process to end by itself.
+
+    Returns:
+        Its exit status, or that it hangs.
+    """
+    limit = None if seconds is None else _PATIENCE * (seconds + 1) - (time.monotonic() - began)
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return "none: it hangs"
+    return process.exitcode
+
+
+def _run(door: str, arguments: list[str], log: str) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    torch.set_num_threads(1)
+    sys.argv = [door, *arguments]
+    runpy.run_module(door, run_name="__main__", alter_sys=True)
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}.log")
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    text = table.read_text(encoding="utf-8") if table.exists() else ""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _evaluations(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def unequal(one: Any, other: Any, where: str) -> Iterator[str]:
+    """Find where two states differ in any bit.
+
+    Args:
+        one: Tensors, numbers and text in plain containers.
+        other: The same, of another state.
+        where: Their name.
+
+    Yields:
+        The name of each part that differs.
+    """
+    if type(one) is not type(other):
+        yield where
+    elif isinstance(one, torch.Tensor):
+        if (one.dtype, one.shape) != (other.dtype, other.shape) or not _same_bits(one, other):
+            yield where
+    elif isinstance(one, Mapping):
+        if one.keys() != other.keys():
+            yield where
+        for key in one.keys() & other.keys():
+            yield from unequal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            yield where
+        for index, pair in enumerate(zip(one, other, strict=False)):
+            yield from unequal(*pair, f"{where}[{index}]")
+    elif repr(one) != repr(other):
+        yield where
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    left, right = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(left, right)
