@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import envs
 from agents import configfiles
 from agents.benchmarks.corruption import Damage, corrupt
 from agents.benchmarks.kills import Torment, begin, torment
@@ -48,6 +49,8 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     """
     if not plan.environments:
         raise UsageError("--environments names none; name one or more, for example CartPole-v1")
+    for env_id in plan.environments:
+        envs.make(env_id, 1, seed=0).close()  # a mistake in an id should not cost a folder
     lines = {env_id: arguments_of(plan, env_id) for env_id in plan.environments}
     folder, rng = Path(tempfile.mkdtemp(prefix="acktr-faults-")), random.Random(plan.seed)
     torments = []

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from agents import build, callbacks, checkpoint, configfiles, evaluation, interruption, loading, rundir, training
+from agents import (
+    build,
+    callbacks,
+    checkpoint,
+    configfiles,
+    evaluation,
+    interruption,
+    loading,
+    rundir,
+    sealed,
+    training,
+)
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.interruption import Stopper
@@ -192,7 +203,7 @@ def same(left: Any, right: Any) -> None:
 def test_a_loaded_run_plays_like_the_one_that_was_saved(tmp_path: Path) -> None:
     result = run(tiny("acktr"), tmp_path / "run")
     seed = callbacks.evaluation_seed(0)
-    loaded = loading.load_run(tmp_path / "run", loading.evaluation_envs(2, seed))
+    loaded = loading.load_run(tmp_path / "run", loading.evaluation_envs(2, seed), print)
     scores = evaluation.evaluate(loaded.agent, loaded.env, 2, seed=seed)
     assert scores == result.evaluation
     assert loaded.timesteps == 192
@@ -205,7 +216,7 @@ def test_the_newest_state_is_the_one_that_loads(tmp_path: Path) -> None:
     longer = replace(config, total_timesteps=256)
     with pytest.raises(callbacks.Interrupted):
         training.train(longer, lambda: directory, StopAfter(2), checkpoint.latest(directory))
-    assert loading.newest(directory).timesteps == 128
+    assert loading.newest(directory, print).timesteps == 128
 
 
 class Bomb:
@@ -214,14 +225,19 @@ class Bomb:
 
 
 def test_a_malicious_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, dump in {"torch.pt": torch.save, "pickle.pt": lambda x, p: p.write_bytes(pickle.dumps(x))}.items():
-        path = tmp_path / name
-        dump({"format": 1, "parameters": Bomb()}, path)
-        with pytest.raises(UsageError, match="refused"):
+    state = {"format": checkpoint.FORMAT, "parameters": Bomb()}
+    torch.save(state, tmp_path / "torch.pt")  # as the first format was
+    sealed.write(tmp_path / "sealed.pt", lambda stream: torch.save(state, stream))
+    sealed.write(tmp_path / "pickled.pt", lambda stream: pickle.dump(state, stream))
+    for path in tmp_path.iterdir():
+        with pytest.raises(checkpoint.DamagedError, match="holds more than tensors and was refused"):
             checkpoint.load(path)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(state))
+    with pytest.raises(checkpoint.DamagedError, match="does not begin as a checkpoint does"):
+        checkpoint.load(tmp_path / "bare.pt")
     assert "boom" not in capsys.readouterr().out
     # The same file does go off where pickles are trusted, so the test means something.
-    pickle.loads((tmp_path / "pickle.pt").read_bytes())
+    pickle.loads((tmp_path / "bare.pt").read_bytes())
     assert "boom" in capsys.readouterr().out
 
 
@@ -234,9 +250,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"agent\.pt") as caught:
             checkpoint.load(path)
         assert "\n" not in str(caught.value)
-    stream = io.BytesIO()
-    torch.save({"weights": torch.zeros(2)}, stream)
-    path.write_bytes(stream.getvalue())
+    sealed.write(path, lambda stream: torch.save({"weights": torch.zeros(2)}, stream))
     with pytest.raises(UsageError, match="not a checkpoint of this project"):
         checkpoint.load(path)
 
@@ -262,7 +276,7 @@ def test_code_cannot_go_into_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
 def test_our_checkpoints_hold_no_pickled_code(tmp_path: Path) -> None:
     path = tmp_path / "agent.pt"
     trained(tiny("acktr", 64), path)
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(sealed.read(path))) as archive:
         data = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
     imported = {argument.split()[0] for opcode, argument, _ in pickletools.genops(data) if opcode.name == "GLOBAL"}
     assert imported

@@ -37,6 +37,11 @@ MISTAKES = {
     "curvature --data none": ["none", "--data"],
     "curvature --page file": ["file", "--page"],
     "curvature --summary-only": ["--summary-only"],
+    "faults --kills 0": ["--kills", "0"],
+    "faults --corruptions -1": ["--corruptions", "-1"],
+    "faults --rollouts 0": ["--rollouts", "0"],
+    "faults --environments": ["--environments", "CartPole-v1"],
+    "faults --environments CartPol-v1": ["CartPol-v1"],
     "mujoco --environments HalfCheeta-v5": ["HalfCheeta-v5", "'HalfCheetah-v5'"],
     "mujoco --algorithms acktr pppo": ["'pppo'", "ppo?"],
     "mujoco --algorithms": ["--algorithms", "acktr"],
@@ -72,7 +77,7 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    names = ("throughput", "update", "engine", "uci", "curvature", "mujoco", "atari")
+    names = ("throughput", "update", "engine", "uci", "curvature", "faults", "mujoco", "atari")
     assert all(f"\n  {name} " in out for name in names)
 
 

@@ -191,16 +191,37 @@ def test_mistakes_about_runs(door: object, tmp_path: Path, capsys: pytest.Captur
     told(capsys, "--seed", "-1")
 
 
-def test_a_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_checkpoints_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run"
     assert train.main(["CartPole-v1", *TINY, *SHORT, "--algorithm", "ppo", "--run-dir", str(path)]) == 0
-    newest = checkpoint.listing(rundir.existing(path))[-1]
+    older, newest = checkpoint.listing(rundir.existing(path))
     for file in (newest, path / "model" / "agent.pt"):
         file.write_bytes(file.read_bytes()[:1000])
     capsys.readouterr()
+    assert evaluate.main([str(path), "--episodes", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["timesteps"] == 64
+    for line, file in zip(captured.err.splitlines(), (newest, path / "model" / "agent.pt"), strict=True):
+        assert f"checkpoint {file} is damaged or cut short" in line
+        assert f"{older} is used in its place" in line
+    older.write_bytes(b"")
     for main, arguments in ((evaluate.main, [str(path)]), (train.main, ["--resume", str(path)])):
         assert main(arguments) == 2
-        told(capsys, "damaged or cut short", ".pt")
+        told(capsys, f"checkpoint {newest} is damaged or cut short", "no whole checkpoint is left")
+
+
+def test_a_damaged_checkpoint_is_trained_past(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    assert train.main(["CartPole-v1", *TINY, *SHORT, "--algorithm", "ppo", "--run-dir", str(path)]) == 0
+    directory = rundir.existing(path)
+    weights = checkpoint.load(directory.final).parameters
+    for file in (checkpoint.listing(directory)[-1], directory.final):
+        file.write_bytes(bytes(1000))
+    capsys.readouterr()
+    assert train.main(["--resume", str(path)]) == 0
+    assert "is used in its place" in capsys.readouterr().err
+    again = checkpoint.load(directory.final).parameters
+    assert all((again["policy"][name] == tensor).all() for name, tensor in weights["policy"].items())
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
