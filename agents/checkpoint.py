@@ -220,7 +220,7 @@ def prune(directory: RunDirectory, keep: int) -> None:
     whole = 0
     for path in reversed(listing(directory)):
         if whole < keep:
-            whole += sealed.is_whole(path) or _is_whole_zip(path)
+            whole += _is_whole(path)
         else:
             path.unlink(missing_ok=True)
 
@@ -266,9 +266,7 @@ def _is_ours(state: Mapping[str, Any]) -> bool:
 
 
 def _unsealed(path: Path) -> io.BytesIO:
-    with path.open("rb") as stream:
-        is_zip = stream.read(len(_ZIP)) == _ZIP
-    if not is_zip:
+    if not _is_zip(path):
         return io.BytesIO(sealed.read(path))
     content = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(content) as archive:
@@ -279,12 +277,16 @@ def _unsealed(path: Path) -> io.BytesIO:
     return content
 
 
-def _is_whole_zip(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+        return bool(_unsealed(path).getbuffer()) if _is_zip(path) else sealed.is_whole(path)
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(_ZIP)) == _ZIP
 
 
 def _misfit(checkpoint: Checkpoint, error: Exception) -> str:

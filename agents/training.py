@@ -80,6 +80,10 @@ def _resume(
     again = checkpoint.restore(agent, start)
     # Schedules are read before the first update: what decays would begin at its first value again.
     agent._update_current_progress_remaining(start.timesteps, config.total_timesteps)
+    # Stands in until the run's own is made, which a run that is done already never does.
+    logger = Logger(None, [])
+    worlds.restore_log(logger, start.log)
+    agent.set_logger(logger)
     if again is not None:
         tell(f"the environments' episodes begin again, so this run will differ from one never stopped: {again}")
 
