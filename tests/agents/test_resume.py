@@ -177,15 +177,18 @@ def test_checkpoints_of_the_first_format_are_read(tmp_path: Path) -> None:
     with pytest.raises(callbacks.Interrupted) as stop:
         run(config, path, 3)
     as_format_1(stop.value.path, stop.value.path)
+    whole = stop.value.path.read_bytes()
     (line,) = resume(config, path)
     assert "older version" in line
-    whole = stop.value.path.read_bytes()
-    with zipfile.ZipFile(stop.value.path) as archive:
+    old = tmp_path / "old.pt"
+    old.write_bytes(whole)
+    with zipfile.ZipFile(old) as archive:
         largest = max(archive.infolist(), key=lambda part: part.file_size)
-    for spot in (largest.header_offset + 200, len(whole) - 3):
-        stop.value.path.write_bytes(whole[:spot] + bytes([whole[spot] ^ 1]) + whole[spot + 1 :])
+    spot = largest.header_offset + largest.file_size // 2
+    for damaged in (whole[:spot] + bytes([whole[spot] ^ 1]) + whole[spot + 1 :], whole[:spot], bytes(len(whole))):
+        old.write_bytes(damaged)
         with pytest.raises(checkpoint.DamagedError):
-            checkpoint.load(stop.value.path)
+            checkpoint.load(old)
 
 
 def test_a_later_format_is_no_damage(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
