@@ -6,6 +6,7 @@ from envs.guard import FiniteGuard
 from envs.make import make
 from envs.normaliser import RunningNormaliser
 from envs.options import AtariOptions, EnvOptions, PixelOptions
+from envs.supervised import SupervisedVecEnv
 from envs.toy import register_toys
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FiniteGuard",
     "PixelOptions",
     "RunningNormaliser",
+    "SupervisedVecEnv",
     "WorldError",
     "make",
     "register_toys",

@@ -185,7 +185,7 @@ class FiniteGuard(VecEnvWrapper):
     def _bad(self, name: str, values: NDArray[Any], row: int, index: int | None = None) -> str:
         """Say which number of a row is not finite, ``index`` being its environment where the row is another."""
         place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(values[row]))[0]) if values.ndim > 1 else ()
-        number, entry = values[(row, *place)], f"{name}{list(place) or ''}"
+        number, entry = values[row, *place], f"{name}{list(place) or ''}"
         return f"{entry} of environment {row if index is None else index} is {number} at step {self._step}"
 
 

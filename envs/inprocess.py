@@ -124,7 +124,7 @@ class InProcessVecEnv(DummyVecEnv):
         Raises:
             WorldError: If none does.
         """
-        while len(faults) < self._max_faults:
+        while len(faults) <= self._max_faults:
             self._built[index] += 1
             with suppress(Exception):
                 self.envs[index].close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -270,7 +271,7 @@ class BlockDiagonal(NetworkCurvature):
     def diagnostics(self) -> dict[str, float]:
         """Condition (largest, over blocks, of largest over mean eigenvalue), refreshes skipped so far, oldest basis."""
         return {
-            "condition": max(member.block.condition() for member in self.members),
+            "condition": max((m.block.condition() for m in self.members if m.block.ready), default=math.nan),
             "skipped_refreshes": float(sum(member.block.skipped_refreshes for member in self.members)),
             "basis_age": float(max(member.block.basis_age for member in self.members)),
         }

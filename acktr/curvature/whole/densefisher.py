@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +197,7 @@ class DenseFisherCurvature(NetworkCurvature):
         """Largest over mean eigenvalue, refreshes skipped so far, age of the eigenvectors."""
         block = self._block
         return {
-            "condition": block.condition(),
+            "condition": block.condition() if block.ready else math.nan,
             "skipped_refreshes": float(block.skipped_refreshes),
             "basis_age": float(block.basis_age),
         }
