@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import build, checkpoint, display, rundir
+from agents import build, checkpoint, display, faults, rundir
 from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Shower, evaluation_seed
 from agents.config import RunConfig
 from agents.evaluation import Evaluation
@@ -124,9 +124,12 @@ class _Run:
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            callbacks = [self.recorder, Shower(shown, self.recorder), self.evaluator, self.saver]
+            callbacks = [self.recorder, *faults.logs(self.agent), Shower(shown, self.recorder)]
+            callbacks += [self.evaluator, self.saver]
             interval = _LOG_INTERVALS[self.config.algorithm]
             self.agent.learn(remaining, callbacks, log_interval=interval, reset_num_timesteps=self.first == 0)
+        except faults.FINAL as fault:
+            raise faults.ended(fault, self.agent, self.saver.save) from fault
         finally:
             self.recorder.flush()
             shown.close()

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
+from time import monotonic
 from typing import Any
 
 import gymnasium as gym
@@ -62,6 +63,7 @@ class SupervisedVecEnv(SubprocVecEnv):
         self._builders = [_telling(build) for build in env_fns]
         self._timeout, self._max_faults = timeout, max_faults
         self._started = [0] * len(env_fns)
+        self._due: list[float | None] = [None] * len(env_fns)
         self._first_seeds: list[int | None] = [None] * len(env_fns)
         self.reset_faults: dict[int, list[Fault]] = {}
         """What broke in the last reset, by environment."""
@@ -167,6 +169,7 @@ class SupervisedVecEnv(SubprocVecEnv):
         return observation, 0.0, True, broken_off(faults), reset_info
 
     def _send(self, index: int, message: tuple[str, Any]) -> None:
+        self._due[index] = None if self._timeout is None else monotonic() + self._timeout
         with suppress(OSError):  # a worker that is dead shows when its answer is due
             self.remotes[index].send(message)
 
@@ -174,13 +177,14 @@ class SupervisedVecEnv(SubprocVecEnv):
         """A worker's answer, or what happened to it."""
         remote, process = self.remotes[index], self.processes[index]
         # The process beside its pipe: one that was forked later may hold the pipe's other end open.
-        ready = wait([remote, process.sentinel], self._timeout)
+        due = self._due[index]
+        ready = wait([remote, process.sentinel], None if due is None else max(0.0, due - monotonic()))
         if remote in ready:
             with suppress(EOFError, OSError):
                 return remote.recv(), None
         if not ready:
             return None, ("hung", f"environment {index} did not answer within {self._timeout:g} s")
-        process.join()
+        process.join(_PATIENCE)
         return None, ("died", f"the process of environment {index} died with exit code {process.exitcode}")
 
     def _revived(self, index: int, faults: list[Fault]) -> tuple[Any, list[Fault]]:
