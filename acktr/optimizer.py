@@ -98,6 +98,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
         trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
+        if not callable(self.fisher):
+            raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")
         self.rule = rule or StepRule()
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
         self._watch(network, likelihood, trained, self.curvature.layers, seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
-from acktr.sb3.settings import at
+from acktr.sb3.settings import ActorSettings, CriticSettings, at
 
 if TYPE_CHECKING:
     from acktr.sb3.acktr import ACKTR
@@ -61,8 +61,58 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
     if at(agent.actor.noise_min, 1.0) > 0 and not isinstance(agent.action_space, spaces.Box):
         raise ValueError(f"noise_min is for Box actions, got {agent.action_space}; leave it at 0")
-    for name, parts in (("actor", agent.actor.n_minibatches), ("critic", agent.critic.n_minibatches)):
-        if parts < 1:
-            raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
+    size = agent.n_steps * agent.n_envs
+    for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
+        check_settings(name, settings, size)
+    check_actor(agent.actor)
+    rate = at(agent.learning_rate, 1.0)
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"learning_rate must be at least 0 and finite, got {rate}")
     if agent.normalize_advantage and agent.n_steps * agent.n_envs < 2:
         raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
+
+
+def check_settings(name: str, settings: ActorSettings | CriticSettings, size: int) -> None:
+    """Hold what actor and critic have in common against its ranges.
+
+    Args:
+        name: whose settings.
+        settings: the settings.
+        size: transitions of a rollout.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    radius = at(settings.radius, 1.0)
+    if not radius > 0:
+        raise ValueError(f"{name}.radius must be positive, got {radius}")
+    for field in ("n_epochs", "n_minibatches", "statistics_period", "refresh_period", "measure_period"):
+        if not getattr(settings, field) >= 1:
+            raise ValueError(f"{name}.{field} must be at least 1, got {getattr(settings, field)}")
+    if settings.n_minibatches > size:
+        raise ValueError(
+            f"{name}.n_minibatches must be at most the rollout's transitions, {size}, got {settings.n_minibatches}"
+        )
+    for field in ("curvature_examples", "exact_examples"):
+        few = getattr(settings, field)
+        if few is not None and not few >= 1:
+            raise ValueError(f"{name}.{field} must be at least 1, or None for the whole batch, got {few}")
+
+
+def check_actor(settings: ActorSettings) -> None:
+    """Hold what the actor has for itself against its ranges.
+
+    Args:
+        settings: the settings.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    if not settings.clip_range > 0:
+        raise ValueError(f"actor.clip_range must be positive, got {settings.clip_range}")
+    if settings.max_rollout_kl is not None and not settings.max_rollout_kl > 0:
+        raise ValueError(f"actor.max_rollout_kl must be positive, or None for no stop, got {settings.max_rollout_kl}")
+    for field in ("noise_min", "exploration_kl"):
+        amount = at(getattr(settings, field), 1.0)
+        if not amount >= 0:
+            raise ValueError(f"actor.{field} must be at least 0, got {amount}")
