@@ -250,7 +250,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         else:
             try:
                 descent = self._descent(gradient, part)
-            except (DecompositionError, torch.linalg.LinAlgError):
+            except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 self._skip("direction")
                 return None
             # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.

@@ -90,8 +90,8 @@ class FiniteGuard(VecEnvWrapper):
         """The step without what broke in it; rows of the observations are replaced in place."""
         faults = self._ended_badly(dones, infos)
         bad = self._bad_rows(observations)
-        for index in np.flatnonzero(~np.isfinite(rewards)):
-            faults.setdefault(int(index), [("reward", self._bad("reward", rewards, index))])
+        for index in map(int, np.flatnonzero(~np.isfinite(rewards))):
+            faults.setdefault(index, [("reward", self._bad("reward", rewards, index))])
         for index in bad:
             if not dones[index]:
                 faults.setdefault(index, [bad[index]])
