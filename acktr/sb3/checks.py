@@ -61,9 +61,8 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
     if at(agent.actor.noise_min, 1.0) > 0 and not isinstance(agent.action_space, spaces.Box):
         raise ValueError(f"noise_min is for Box actions, got {agent.action_space}; leave it at 0")
-    size = agent.n_steps * agent.n_envs
     for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
-        check_settings(name, settings, size)
+        check_settings(name, settings)
     check_actor(agent.actor)
     rate = at(agent.learning_rate, 1.0)
     if not 0 <= rate < float("inf"):
@@ -72,13 +71,12 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
 
 
-def check_settings(name: str, settings: ActorSettings | CriticSettings, size: int) -> None:
+def check_settings(name: str, settings: ActorSettings | CriticSettings) -> None:
     """Hold what actor and critic have in common against its ranges.
 
     Args:
         name: whose settings.
         settings: the settings.
-        size: transitions of a rollout.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -89,10 +87,6 @@ def check_settings(name: str, settings: ActorSettings | CriticSettings, size: in
     for field in ("n_epochs", "n_minibatches", "statistics_period", "refresh_period", "measure_period"):
         if not getattr(settings, field) >= 1:
             raise ValueError(f"{name}.{field} must be at least 1, got {getattr(settings, field)}")
-    if settings.n_minibatches > size:
-        raise ValueError(
-            f"{name}.n_minibatches must be at most the rollout's transitions, {size}, got {settings.n_minibatches}"
-        )
     for field in ("curvature_examples", "exact_examples"):
         few = getattr(settings, field)
         if few is not None and not few >= 1:

@@ -77,7 +77,6 @@ COMMANDS = [
     ("train CartPole-v1 --acktr.actor.curvature kfacc", "kfacc"),
     ("train CartPole-v1 --acktr.actor.rank 0", "acktr.actor.rank"),
     ("train CartPole-v1 --acktr.actor.noise-min 1", "noise_min"),
-    ("train CartPole-v1 --acktr.actor.n-minibatches 100000", "100000"),
     ("train CartPole-v1 --acktr.critic.radius -2", "acktr.critic.radius"),
     ("train CartPole-v1 --acktr.precision float16", "float16"),
     ("train CartPole-v1 --env.options.backend native", "native"),
@@ -205,7 +204,6 @@ CONSTRUCTORS: list[tuple[Callable[[], Any], str]] = [
     (actor(refresh_period=0), "refresh_period must be at least 1, got 0"),
     (actor(n_epochs=0), "actor.n_epochs must be at least 1, got 0"),
     (actor(n_minibatches=0), "actor.n_minibatches must be at least 1, got 0"),
-    (actor(n_minibatches=300), "actor.n_minibatches must be at most .* 256, got 300"),
     (actor(clip_range=0.0), "actor.clip_range must be positive, got 0.0"),
     (actor(max_rollout_kl=-1.0), "actor.max_rollout_kl must be positive, .* got -1.0"),
     (actor(noise_min=1.0), "noise_min is for Box actions"),
@@ -239,7 +237,7 @@ def test_constructors_tell_it_in_one_line(build: Callable[[], Any], pattern: str
 
 
 def test_they_are_many_and_distinct() -> None:
-    assert len({line for line, _ in COMMANDS}) + len({pattern for _, pattern in CONSTRUCTORS}) >= 120
+    assert len({line for line, _ in COMMANDS}) + len({pattern for _, pattern in CONSTRUCTORS}) >= 115
 
 
 def test_good_input_passes() -> None:
