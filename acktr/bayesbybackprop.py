@@ -122,7 +122,7 @@ class BayesByBackprop(Draws, torch.optim.Adam):
         self._forget_draws()
         self._slopes = {}
         if not all_finite([*gradient.values(), *slopes.values()]):
-            self._count_skip("the gradient")
+            self._count_skip("gradient")
             return
         for name, p in self.parameters.items():
             p.grad, self.log_stds[name].grad = gradient[name], slopes[name]
@@ -143,6 +143,7 @@ class BayesByBackprop(Draws, torch.optim.Adam):
         own = {
             "log_stds": {name: log_std.detach().clone() for name, log_std in self.log_stds.items()},
             "skips": [self.skipped, self._skipped_in_a_row],
+            "causes": dict(self.causes),
             "generator": self._generator.get_state(),
         }
         return super().state_dict() | {"own": own}
@@ -159,4 +160,5 @@ class BayesByBackprop(Draws, torch.optim.Adam):
             for name, log_std in self.log_stds.items():
                 log_std.copy_(own["log_stds"][name])
         self.skipped, self._skipped_in_a_row = own["skips"]
+        self.causes = dict(own.get("causes", {}))  # older files have none
         self._generator.set_state(own["generator"].cpu())

@@ -34,6 +34,10 @@ class LayerCombination:
     ridge: float = 1e-6
     """Relative ridge on the system: nearly dependent columns must not cancel against each other."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.ridge < float("inf"):
+            raise ValueError(f"ridge must be at least 0 and finite, got {self.ridge}")
+
     def columns(self, direction: Tensors, split: Split) -> list[Tensors]:
         """What gets a coefficient of its own.
 

@@ -74,7 +74,7 @@ class FirstOrder(Passes, torch.optim.Adam):
         self._capture.release()
         if not all_finite([p.grad for p in self._leaves if p.grad is not None]):
             self.report = StepReport(0.0, 0.0, 0.0, _UNKNOWN)
-            self._count_skip("the gradient")
+            self._count_skip("gradient")
             return
         torch.nn.utils.clip_grad_norm_(self._leaves, self._max_grad_norm)
         self.step()
@@ -83,7 +83,11 @@ class FirstOrder(Passes, torch.optim.Adam):
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state dictionary with the counters and the generator."""
-        own = {"skips": [self.skipped, self._skipped_in_a_row], "generator": self._generator.get_state()}
+        own = {
+            "skips": [self.skipped, self._skipped_in_a_row],
+            "causes": dict(self.causes),
+            "generator": self._generator.get_state(),
+        }
         return super().state_dict() | {"own": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -94,4 +98,5 @@ class FirstOrder(Passes, torch.optim.Adam):
         """
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "own"})
         self.skipped, self._skipped_in_a_row = state_dict["own"]["skips"]
+        self.causes = dict(state_dict["own"].get("causes", {}))  # older files have none
         self._generator.set_state(state_dict["own"]["generator"].cpu())

@@ -37,6 +37,7 @@ from acktr.damping import LevenbergMarquardt
 from acktr.directions import Directions
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
+from acktr.linalg import DecompositionError
 from acktr.objective import Loss, Objective, number
 from acktr.passes import trained_parameters
 from acktr.search import Bounds, Search
@@ -45,6 +46,7 @@ from acktr.tree import Tensors, all_finite
 from acktr.trust_region import BlockMetric
 from acktr.wake import Wake, WakeQE
 
+_OF_PASSES = {"output", "statistics"}
 EAGER_PASSES = 50
 """First recorded passes that all update the curvature: it changes fastest there, and its averages hold least."""
 
@@ -96,12 +98,15 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
         trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
+        if not callable(self.fisher):
+            raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")
         self.rule = rule or StepRule()
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
         self._search = Search(self._outputs, self._leaves)
         self._wake = Wake(self.rule.wake) if self.rule.wake else None
         self._passes = self._updates = self._steps = 0
+        self._pass_broke = False
         defaults = {
             "lr": lr,
             "radius": radius,
@@ -153,18 +158,19 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """
         if self._looking:
             return
+        self._pass_broke = False
         due, record = self.statistics_due, self._capture.last
         self._passes += 1
         self.curvature.release()
         if not due:
             return
         if not all_finite(record.outputs):  # no target can be drawn from NaN
-            self._skip("the network's output")
+            self._skip("output")
             return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
         refresh = self._updates % self.rule.refresh_period == 0
         if not self.curvature.update(record, seeds, refresh, self._generator):
-            self._skip("the Fisher's backward pass")
+            self._skip("statistics")
             return
         self._updates += 1
         if weights is not None:
@@ -221,22 +227,37 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         record = self._capture.last
         part = record.part(self.rule.examples, self._generator)
         self._capture.release()
-        if not self.curvature.ready and not self.skipped:
+        if not (self.curvature.ready or self.skipped or self._updates):
             raise RuntimeError("the curvature holds no statistics yet; call update_curvature() before step()")
-        if not self.curvature.ready or (self.rule.combination is not None and not all_finite(gradient.values())):
-            self._skip("the gradient")
-            return
-        descent = self._descent(gradient, part)
+        descent = self._sound_descent(gradient, part)
         self.curvature.release()
-        # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
-        if not math.isfinite(descent.quadratic):
-            self._skip("the direction" if all_finite(gradient.values()) else "the gradient")
+        if descent is None:
             return
         if loss is None or (self.rule.line_search is None and not self._adapts):
             self._move(descent, record, part)
         else:
             self._move_watched(descent, record, part, gradient, loss, before)
         self._steps += 1
+
+    def _sound_descent(self, gradient: Tensors, part: Pass) -> Descent | None:
+        """Which way; None, and counted, where that is not finite."""
+        broke = self.rule.combination is not None and not all_finite(gradient.values())
+        # Of a pass that broke no gradient was taken either: what `.grad` holds is of another one.
+        if self._pass_broke or broke:
+            self._skip("gradient")
+        elif not self.curvature.ready:
+            self._skip("decomposition" if self._updates else "gradient")
+        else:
+            try:
+                descent = self._descent(gradient, part)
+            except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                self._skip("direction")
+                return None
+            # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
+            if math.isfinite(descent.quadratic):
+                return descent
+            self._skip("direction" if all_finite(gradient.values()) else "gradient")
+        return None
 
     @property
     def _adapts(self) -> bool:
@@ -269,6 +290,9 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             search.move_measured(descent, bounds, record, self.likelihood, rule.corrections)
         else:
             search.move(descent, bounds)
+        if search.broke:
+            self._skip("distance")
+            return
         search.report = replace(search.report, kl_block=0.5 * search.report.scale**2 * form)
         self._skipped_in_a_row = 0
         self._remember(descent.tensors, search.report.scale, start, part)
@@ -289,15 +313,19 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return math.nan
         return float(self.curvature.quadratic(descent.tensors, self._linearisation(part)))
 
-    def _skip(self, where: str) -> None:
+    def _skip(self, cause: str) -> None:
         self._search.report = StepReport(0.0, 0.0, 0.0, float("nan"))
-        self._count_skip(where)
+        # A pass that broke breaks its step too, and is one fault.
+        broke, self._pass_broke = self._pass_broke, cause in _OF_PASSES
+        if not broke:
+            self._count_skip(cause)
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state dictionary with the curvature, the counters and the generator."""
         natural = {
             "curvature": self.curvature.state_dict(),
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
+            "causes": dict(self.causes),
             "ratio": self._search.ratio,
             "generator": self._generator.get_state(),
             "wake": None if self._wake is None else self._wake.state_dict(),
@@ -314,6 +342,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
         self.curvature.load_state_dict(natural["curvature"])
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
+        self.causes = dict(natural.get("causes", {}))  # older files have none
         self._search.ratio = natural["ratio"]
         if self._wake is not None:
             self._wake.load_state_dict(natural["wake"])

@@ -18,6 +18,15 @@ from acktr.tree import size_of, take_rows
 
 MAX_SKIPS = 10
 """Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
+CAUSES = {
+    "output": "the network's output",
+    "statistics": "the Fisher's backward pass",
+    "decomposition": "the curvature's decomposition",
+    "gradient": "the gradient",
+    "direction": "the direction",
+    "distance": "the distance of every step tried",
+}
+"""Where a step can break, by the name it is counted under."""
 
 
 def trained_parameters(
@@ -53,6 +62,10 @@ class Passes:
     """The trained ones, by dotted name."""
     skipped = 0
     """Steps that were not taken because something was not finite."""
+    causes: dict[str, int]
+    """How many of them for each of `CAUSES` that came up."""
+    max_skips = MAX_SKIPS
+    """How many in a row end the training."""
     _looking = False
     """Whether a loss is only looked at again: its passes are then no one's record."""
 
@@ -66,7 +79,7 @@ class Passes:
     ) -> None:
         self.network, self.likelihood, self.parameters = network, likelihood, parameters
         self._leaves = list(parameters.values())
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row, self.causes = 0, {}
         self._capture = Capture(network, layers)
         self._chain = Chain.of(network, parameters)
         self._generator = torch.Generator(device=self._leaves[0].device).manual_seed(seed)
@@ -186,11 +199,12 @@ class Passes:
             return self._chain.outputs(*args)
         return outputs_of(self.network(*args))
 
-    def _count_skip(self, where: str) -> None:
+    def _count_skip(self, cause: str) -> None:
         self.skipped += 1
+        self.causes[cause] = self.causes.get(cause, 0) + 1
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MAX_SKIPS:
+        if self._skipped_in_a_row >= self.max_skips:
             raise FloatingPointError(
-                f"{where} was not finite {MAX_SKIPS} times in a row; the parameters are those of the last good step: "
-                "look for NaN or Inf in inputs and losses"
+                f"{CAUSES[cause]} was not finite {self.max_skips} times in a row; the parameters are those of the last "
+                "good step: look for NaN or Inf in inputs and losses"
             )

@@ -52,6 +52,8 @@ class Search:
         self.ratio = 1.0
         """Measured over predicted KL of the last step that was measured."""
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
+        self.broke = False
+        """Whether the last step was taken back, because no length of it left the outputs finite."""
 
     def move(self, descent: Descent, bounds: Bounds) -> None:
         """Step by the prediction alone.
@@ -86,7 +88,11 @@ class Search:
                 break
             scale = corrected_scale(scale, measured, bounds.radius, bounds.max_scale)
             measured = self._place(start, descent, scale, record, likelihood)
-        self._learn(descent, scale, measured)
+        self.broke = not measured < math.inf
+        if self.broke:
+            torch._foreach_copy_(self._leaves, start)
+        else:
+            self._learn(descent, scale, measured)
 
     def move_improving(
         self,
@@ -134,6 +140,7 @@ class Search:
         self._tell(descent, scale, measured)
 
     def _tell(self, descent: Descent, scale: float, measured: float) -> None:
+        self.broke = False
         self.report = StepReport(scale, 0.5 * scale**2 * descent.quadratic, float("nan"), measured)
 
     def _place(

@@ -33,7 +33,10 @@ def make_training_env(config: RunConfig, seed: int) -> VecEnv:
     Returns:
         The environments; ``infos[i]["episode"]`` holds raw scores.
     """
-    return normalised(envs.make(config.env_id, config.env.n_envs, seed=seed, options=config.env.options), config)
+    raw = envs.make(
+        config.env_id, config.env.n_envs, seed=seed, options=config.env.options, max_faults=config.max_faults
+    )
+    return normalised(raw, config)
 
 
 def normalised(env: VecEnv, config: RunConfig) -> VecEnv:
@@ -121,7 +124,7 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
     from agents.natural import make_acktr
 
     try:
-        agent: OnPolicyAlgorithm = make_acktr(learner, common)
+        agent: OnPolicyAlgorithm = make_acktr(learner, common | {"max_faults": config.max_faults})
     except ValueError as error:
         # The library holds its arguments against each other in more ways than the configuration knows of.
         raise UsageError(f"acktr cannot be built for {config.env_id}: {error}") from error

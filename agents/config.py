@@ -218,6 +218,9 @@ class RunConfig:
     """Environment steps to train for, summed over the environments."""
     seed: int
     """Seed of the networks, the actions and the environments."""
+    max_faults: int
+    """Faults in a row that end the run with a checkpoint: of one environment with no whole episode between, of rollouts
+    or of steps with none that was sound. Fewer are survived, counted and logged (docs/faults.md)."""
     device: Literal["auto", "cpu", "cuda"]
     """Where the networks live; auto takes a GPU for images and the CPU for vectors."""
     torch_threads: int

@@ -17,7 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import build, checkpoint, display, rundir, worlds
+from agents import build, checkpoint, display, faults, rundir, worlds
 from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Scribe, Shower, evaluation_seed
 from agents.config import RunConfig
 from agents.evaluation import Evaluation
@@ -147,10 +147,12 @@ class _Run:
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            scribe = Scribe(_LOG_INTERVALS[self.config.algorithm])
-            callbacks = [self.recorder, scribe, Shower(shown, self.recorder), self.evaluator, self.saver]
+            callbacks = [self.recorder, *faults.logs(self.agent), Scribe(_LOG_INTERVALS[self.config.algorithm])]
+            callbacks += [Shower(shown, self.recorder), self.evaluator, self.saver]
             # The library's own log counts rollouts from where a part of the run began.
             self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.first == 0)
+        except faults.FINAL as fault:
+            raise faults.ended(fault, self.agent, self.saver.save) from fault
         finally:
             self.recorder.flush()
             shown.close()

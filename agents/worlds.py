@@ -27,7 +27,7 @@ def save(agent: OnPolicyAlgorithm) -> dict[str, Any]:
         environments cannot be saved, the ``reason``.
     """
     if agent._last_obs is None:
-        return {"reason": "no episode had begun"}
+        return {"reason": "none was under way between two rollouts"}
     try:
         layers = envs.save_stack(cast(VecEnv, agent.env))
     except envs.UnsavedError as error:

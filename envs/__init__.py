@@ -7,6 +7,7 @@ from envs.make import make
 from envs.normaliser import RunningNormaliser
 from envs.options import AtariOptions, EnvOptions, PixelOptions
 from envs.state import Stateful, UnsavedError, load_stack, save_stack
+from envs.supervised import SupervisedVecEnv
 from envs.toy import register_toys
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PixelOptions",
     "RunningNormaliser",
     "Stateful",
+    "SupervisedVecEnv",
     "UnsavedError",
     "WorldError",
     "load_stack",

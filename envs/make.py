@@ -18,6 +18,7 @@ from envs.atari import AtariVecEnv
 from envs.catalogue import PIXELS, find_spec, is_atari, is_mujoco, require
 from envs.drawing import lighten
 from envs.errors import WorldError, did_you_mean
+from envs.faults import MAX_FAULTS
 from envs.guard import FiniteGuard
 from envs.inprocess import InProcessVecEnv
 from envs.options import EnvOptions
@@ -28,7 +29,9 @@ _DEFAULTS = EnvOptions()
 _RESERVED = {"max_episode_steps": "time_limit", "render_mode": "render_mode"}
 
 
-def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _DEFAULTS) -> VecEnv:
+def make(
+    env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _DEFAULTS, max_faults: int = MAX_FAULTS
+) -> VecEnv:
     """Make ``n_envs`` copies of a world, stepped together in this process.
 
     Observations and rewards are the world's own: normalisation is the caller's. Whatever is wrapped around the
@@ -41,9 +44,10 @@ def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _D
         n_envs: Number of copies, at least 1.
         seed: Seed of the first copy, at least 0 (the others count up from it); None for a random one.
         options: What else can be chosen.
+        max_faults: Faults in a row of one environment, with no whole episode between them, that end the run.
 
     Returns:
-        A Stable-Baselines3 vector environment that raises ``WorldError`` at the first non-finite number.
+        A Stable-Baselines3 vector environment inside a `FiniteGuard`, which restarts environments that break.
 
     Raises:
         WorldError: If the id, a number or an option is not acceptable, or a package is missing.
@@ -64,8 +68,8 @@ def make(env_id: str, n_envs: int, *, seed: int | None, options: EnvOptions = _D
     elif options.backend == "native":
         venv = _make_native(spec, n_envs, seed, options, from_pixels=from_pixels)
     else:
-        venv = _make_gymnasium(spec, n_envs, seed, options)
-    return FiniteGuard(venv)
+        venv = _make_gymnasium(spec, n_envs, seed, options, max_faults)
+    return FiniteGuard(venv, max_faults)
 
 
 def _make_atari(spec: EnvSpec, n_envs: int, options: EnvOptions) -> AtariVecEnv:
@@ -120,7 +124,7 @@ def _load_mujoco(*, draws: bool) -> None:
     require("imageio", extra="mujoco")  # gymnasium's MuJoCo tasks import it even if nothing is drawn
 
 
-def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions) -> VecEnv:
+def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOptions, max_faults: int) -> VecEnv:
     _refuse_reserved(options)
     if is_mujoco(spec):
         _load_mujoco(draws=options.render_mode is not None)
@@ -130,7 +134,8 @@ def _make_gymnasium(spec: EnvSpec, n_envs: int, seed: int | None, options: EnvOp
         with quiet_compiler() if is_mujoco(spec) else nullcontext():
             return _build(spec, options)
 
-    return make_vec_env(build, n_envs=n_envs, seed=seed, vec_env_cls=InProcessVecEnv)
+    kind: dict[str, Any] = {"vec_env_cls": InProcessVecEnv, "vec_env_kwargs": {"max_faults": max_faults}}
+    return make_vec_env(build, n_envs=n_envs, seed=seed, **kind)
 
 
 def _build(spec: EnvSpec, options: EnvOptions) -> gym.Env[Any, Any]:

@@ -12,14 +12,14 @@ from typing import Annotated
 
 import tyro
 
-from agents import callbacks, checkpoint, configfiles, interruption, loading, provenance, rundir, training
+from agents import callbacks, checkpoint, configfiles, faults, interruption, loading, provenance, rundir, training
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.ranges import check
 from scripts import console
 
 _PROG = "python -m scripts.train"
-_FREE_ON_RESUME = ("total_timesteps", "device", "torch_threads", "name", "evaluation", "checkpoint")
+_FREE_ON_RESUME = ("total_timesteps", "max_faults", "device", "torch_threads", "name", "evaluation", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ def _main(argv: Sequence[str]) -> int:
         except callbacks.Interrupted as stop:
             console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(path))}")
             return console.INTERRUPTED
+        except faults.Ended as stop:
+            console.say(f"error: {stop}; once that is mended, go on with: {_PROG} --resume {shlex.quote(str(path))}")
+            return console.OUR_FAILURE
         except KeyboardInterrupt:
             console.say(_stopped_hard(directory))
             return console.INTERRUPTED

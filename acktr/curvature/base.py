@@ -18,7 +18,7 @@ from acktr.linalg import DecompositionError
 from acktr.moments import Gram
 
 MAX_FAILURES = 5
-"""Refreshes in a row that may keep the last good decomposition before the block gives up."""
+"""Refreshes in a row without a decomposition after which the block gives up."""
 
 
 @dataclass(frozen=True)
@@ -219,17 +219,17 @@ class Block(ABC):
         return self.multiply(matrix)
 
     def refresh(self) -> None:
-        """Decompose anew; on failure keep the last good decomposition and count.
+        """Decompose anew; on failure keep the last good decomposition, if there is one, and count.
 
         Raises:
-            DecompositionError: if there is none to keep, or after `MAX_FAILURES` failures in a row.
+            DecompositionError: after `MAX_FAILURES` failures in a row.
         """
         try:
             self._decompose()
         except DecompositionError:
             self.failures += 1
             self.skipped_refreshes += 1
-            if not self.ready or self.failures >= MAX_FAILURES:
+            if self.failures >= MAX_FAILURES:
                 raise
         else:
             self.failures = self.basis_age = 0

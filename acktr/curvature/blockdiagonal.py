@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from acktr.curvature.network import NetworkCurvature
 from acktr.exact import Linearisation
 from acktr.layers import Layer
 from acktr.likelihood import Outputs
-from acktr.tree import Tensors, all_finite
+from acktr.tree import Tensors, all_finite, products_finite
 
 
 class BlockDiagonal(NetworkCurvature):
@@ -79,7 +80,9 @@ class BlockDiagonal(NetworkCurvature):
         grads = [record.pull_back(seed, names, self._free) for seed in seeds]
         statistics = {m.name: self._statistics(m, record, grads, rows) for m in self.members if m.layer}
         free = [grad[name] for grad in grads for name in self._free]
-        if not all_finite([t for s in statistics.values() for t in (s.inputs, s.output_grads)] + free):
+        if not products_finite((s.inputs, s.output_grads) for s in statistics.values()):
+            return False
+        if not all_finite([t.square() for t in free]):
             return False
         for member in self.members:
             self._update_member(member, statistics.get(member.name), grads, record.examples, refresh)
@@ -128,7 +131,8 @@ class BlockDiagonal(NetworkCurvature):
             block.basis_age += 1
             if refresh or not block.ready:
                 block.refresh()
-            block.rescale(statistics)
+            if block.ready or not block.failures:  # nothing can be measured in a basis that never was
+                block.rescale(statistics)
 
     def _statistics(self, member: Member, record: Pass, grads: list[Tensors], rows: _Rows) -> Statistics:
         layer = member.layer
@@ -267,7 +271,7 @@ class BlockDiagonal(NetworkCurvature):
     def diagnostics(self) -> dict[str, float]:
         """Condition (largest, over blocks, of largest over mean eigenvalue), refreshes skipped so far, oldest basis."""
         return {
-            "condition": max(member.block.condition() for member in self.members),
+            "condition": max((m.block.condition() for m in self.members if m.block.ready), default=math.nan),
             "skipped_refreshes": float(sum(member.block.skipped_refreshes for member in self.members)),
             "basis_age": float(max(member.block.basis_age for member in self.members)),
         }

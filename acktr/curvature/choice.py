@@ -30,7 +30,12 @@ def curvature_over(
 
     Returns:
         The curvature, without statistics yet.
+
+    Raises:
+        ValueError: if the choice is none.
     """
     if hasattr(choice, "over"):
         return choice.over(network, parameters, rules or {})
+    if not hasattr(choice, "build"):
+        raise ValueError(f"curvature must be a choice such as EKFAC() or DenseFisher(), got {choice!r}")
     return BlockDiagonal(network, parameters, choice, rules)

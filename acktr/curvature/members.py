@@ -137,5 +137,10 @@ def known_fisher(fisher: float) -> BlockRule:
 
     Returns:
         The rule.
+
+    Raises:
+        ValueError: if the multiple is not positive and finite.
     """
+    if not 0 < fisher < float("inf"):
+        raise ValueError(f"fisher must be positive and finite, got {fisher}")
     return lambda shape: ConstantBlock(shape, fisher)

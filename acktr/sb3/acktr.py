@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar, cast, get_args
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -26,8 +25,10 @@ from acktr.curvature.members import known_fisher
 from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
+from acktr.sb3.checks import check_numbers, check_setup
 from acktr.sb3.collect import collect
 from acktr.sb3.exploration import Exploration, explored, is_drawn
+from acktr.sb3.faults import MAX_FAULTS, Faults
 from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
@@ -37,10 +38,11 @@ from acktr.sb3.networks import (
     reached_parameters,
     shares_trunk,
 )
-from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
+from acktr.sb3.rollout import Rollout, check_buffer, flatten_rollout
 from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
+from acktr.sb3.watch import hold_noise
 from acktr.step import StepRule
 
 Self = TypeVar("Self", bound="ACKTR")
@@ -75,6 +77,8 @@ class ACKTR(OnPolicyAlgorithm):
         verbose: 0 silent, 1 information, 2 debugging.
         seed: of everything random; None for none.
         device: "auto", "cpu", "cuda", …
+        max_faults: rollouts or steps in a row that may be NaN or Inf before training ends; fewer are skipped, counted
+            and logged (`faults/…`).
         _init_setup_model: whether networks are built at once; SB3's own.
 
     Raises:
@@ -108,9 +112,11 @@ class ACKTR(OnPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        max_faults: int = MAX_FAULTS,
         _init_setup_model: bool = True,
     ) -> None:
-        _check(n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda, ent_coef=ent_coef, vf_coef=vf_coef)
+        check_numbers(n_steps, gamma, gae_lambda, ent_coef, vf_coef, max_faults)
+        self.max_faults = max_faults
         self.normalize_advantage, self.precision = normalize_advantage, precision
         self.joint_step = joint_step
         self.actor, self.critic = actor or _usual_actor(self.policy_aliases, policy), critic or CriticSettings()
@@ -136,12 +142,13 @@ class ACKTR(OnPolicyAlgorithm):
         )
 
     def _setup_model(self) -> None:
-        self._check_setup()
+        check_setup(self)
         super()._setup_model()
         # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
         self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
+        self.faults.limit = self.max_faults
         self._action_dimensions = get_action_dim(self.action_space)
         observations, _ = self.policy.obs_to_tensor(self.observation_space.sample())
         self.action_likelihood = action_likelihood(self.policy)
@@ -156,27 +163,9 @@ class ACKTR(OnPolicyAlgorithm):
             likelihood = self.action_likelihood
             self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
             self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
+        for optimizer in self._optimizers():
+            optimizer.max_skips = self.max_faults
         self.exploration = Exploration(self) if at(self.actor.exploration_kl, 1.0) > 0 else None
-
-    def _check_setup(self) -> None:
-        for space in (self.observation_space, *getattr(self.observation_space, "spaces", ())):
-            if isinstance(space, spaces.Tuple):
-                raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")
-        if not isinstance(self.action_space, (spaces.Box, spaces.Discrete)):
-            raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {self.action_space}; wrap the environment")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
-        if self.policy_kwargs.get("squash_output"):
-            raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
-        if at(self.actor.noise_min, 1.0) > 0 and not isinstance(self.action_space, spaces.Box):
-            raise ValueError(f"noise_min is for Box actions, got {self.action_space}; leave it at 0")
-        for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
-            if parts < 1:
-                raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
-        if self.normalize_advantage and self.n_steps * self.n_envs < 2:
-            raise ValueError(
-                "a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False"
-            )
 
     def _optimizer(
         self, network: Any, likelihood: Any, settings: ActorSettings | CriticSettings, observations: Any
@@ -260,7 +249,12 @@ class ACKTR(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""
         buffer = self.rollout_buffer
-        check_finite(observations=buffer.observations, rewards=buffer.rewards, returns=buffer.returns)
+        try:
+            check_buffer(buffer)
+        except FloatingPointError as error:
+            self.faults.lose(str(error))
+            return
+        self.faults.forgive()
         self.policy.set_training_mode(True)
         # The last rollout may end beyond the total, where linear schedules would turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
@@ -282,8 +276,12 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _keep_noise(self) -> None:
         least = at(self.actor.noise_min, self._current_progress_remaining) / self._action_dimensions
-        if least > 0:
-            self.policy.log_std.data.clamp_(min=math.log(least))
+        hold_noise(self, math.log(least) if least > 0 else -math.inf)
+
+    @property
+    def faults(self) -> Faults:
+        """What broke so far, by kind."""
+        return self.update_state.faults
 
     def _optimizers(self) -> list[Stepper]:
         return [getattr(self, name) for name in self._optimizer_names()]
@@ -311,6 +309,7 @@ class ACKTR(OnPolicyAlgorithm):
             self.logger.record(f"{room}/{name}", value)
         optimizer = self.critic_optimizer if room == "critic" else self.actor_optimizer
         self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
+        self.faults.follow("critic" if room == "critic" else "actor", optimizer)
         if not isinstance(optimizer, NaturalGradient):
             return
         self.logger.record(f"{room}/damping", optimizer.param_groups[0]["damping"])
@@ -318,6 +317,8 @@ class ACKTR(OnPolicyAlgorithm):
         place = "curvature" if room == "train" else "curvature_critic"
         for name, value in optimizer.curvature.diagnostics().items():
             self.logger.record(f"{place}/{name}", value)
+            if name == "skipped_refreshes":
+                self.faults.follow("critic" if room == "critic" else "actor", optimizer, value)
 
     def _log_rollout(self, rollout: Rollout) -> None:
         self._n_updates += 1
@@ -350,7 +351,11 @@ class ACKTR(OnPolicyAlgorithm):
         Returns:
             The agent.
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self.faults.unrecorded:  # what broke in the last update, whose log no rollout follows
+            self.faults.record(self.logger.record)
+            self.logger.dump(self.num_timesteps)
+        return self
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Exchange the environment; statistics loaded with the agent go into its `VecNormalize`.
@@ -375,15 +380,3 @@ def _usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorC
     kind = aliases.get(policy) if isinstance(policy, str) else policy  # SB3 refuses what is neither
     images = isinstance(kind, type) and issubclass(kind, ActorCriticCnnPolicy)
     return ActorSettings.for_images() if images else ActorSettings()
-
-
-def _check(**values: float) -> None:
-    if values["n_steps"] < 1:
-        raise ValueError(f"n_steps must be at least 1, got {values['n_steps']}")
-    for name in ("gamma", "gae_lambda"):
-        if not 0 <= values[name] <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {values[name]}")
-    if not values["ent_coef"] >= 0:
-        raise ValueError(f"ent_coef must be at least 0, got {values['ent_coef']}")
-    if not values["vf_coef"] > 0:
-        raise ValueError(f"vf_coef must be positive, got {values['vf_coef']}")

@@ -9,6 +9,7 @@ in one batch. The buffer is Stable-Baselines3's, and callbacks see its names in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +26,23 @@ from acktr.likelihood import Outputs, PolicyLikelihood
 from acktr.sb3.acting import RolloutActor
 from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import check_finite, time_major
+from acktr.sb3.watch import BROKEN_POLICY, Watch
 
 if TYPE_CHECKING:
     from acktr.sb3.acktr import ACKTR
 
 Observations = Any
 """An array [n_envs, ...], or a dictionary of such."""
-Cut = tuple[int, int, Observations]
-"""Step, environment and last observation of a truncated episode."""
+
+
+@dataclass
+class Cuts:
+    """Where episodes were cut."""
+
+    truncated: list[tuple[int, int, Observations]] = field(default_factory=list)
+    """Step, environment and last observation of episodes that would have gone on."""
+    broken: list[tuple[int, int]] = field(default_factory=list)
+    """Step and environment where an environment broke: what came of the step is unknown."""
 
 
 def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_steps: int) -> bool:
@@ -53,22 +63,29 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
     callback.on_rollout_start()
     if agent.exploration is not None:
         agent.exploration.draw()
-    actor, cuts = RolloutActor(agent, n_steps, env.num_envs), list[Cut]()
-    clip = _clipper(agent.action_space)
-    for step in range(n_steps):
+    actor, cuts, watch = RolloutActor(agent, n_steps, env.num_envs), Cuts(), Watch(agent, env)
+    clip, step = _clipper(agent.action_space), 0
+    while step < n_steps:
         actions = actor.act(step, agent._last_obs)
         clipped_actions = clip(actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         agent.num_timesteps += env.num_envs
+        if watch.loses(actions, new_obs, rewards):
+            rollout_buffer.reset()
+            actor, cuts, step = RolloutActor(agent, n_steps, env.num_envs), Cuts(), 0
+            continue
         callback.update_locals(locals())
         if not callback.on_step():
             return False
         if any(infos):  # native worlds have nothing to say at most steps
             agent._update_info_buffer(infos, dones)
-            _note_cuts(cuts, step, dones, infos)
+            agent.faults.take(infos)
+            _note_cuts(cuts, step, dones, infos, watch)
         _store(rollout_buffer, step, agent._last_obs, actions, rewards, agent._last_episode_starts)
         agent._last_obs, agent._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        step += 1
     _finish(agent, rollout_buffer, actor.outputs(), cuts)
+    agent.faults.record(agent.logger.record)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
@@ -103,14 +120,16 @@ def _store(
     buffer.full = buffer.pos == buffer.buffer_size
 
 
-def _note_cuts(cuts: list[Cut], step: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
+def _note_cuts(cuts: Cuts, step: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]], watch: Watch) -> None:
     for index in np.flatnonzero(dones):
-        if infos[index].get("TimeLimit.truncated") and infos[index].get("terminal_observation") is not None:
-            cuts.append((step, int(index), infos[index]["terminal_observation"]))
+        if watch.is_broken(infos[index]):
+            cuts.broken.append((step, int(index)))
+        elif infos[index].get("TimeLimit.truncated") and infos[index].get("terminal_observation") is not None:
+            cuts.truncated.append((step, int(index), infos[index]["terminal_observation"]))
 
 
 @torch.no_grad()
-def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: list[Cut]) -> None:
+def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: Cuts) -> None:
     """Log-probabilities, values, bootstraps of truncated episodes, returns and advantages."""
     shape = buffer.rewards.shape
     likelihood: PolicyLikelihood = agent.action_likelihood
@@ -122,7 +141,10 @@ def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: list[Cu
         raise _blame(buffer)
     values = agent.values_of(time_major(buffer.observations, agent.device), outputs)
     buffer.values[:] = values.view(shape).cpu().numpy()
-    _bootstrap(agent, buffer, cuts)
+    _bootstrap(agent, buffer, cuts.truncated)
+    for step, index in cuts.broken:
+        # What the policy did there is worth what it was thought to be: no advantage, and nothing new for the critic.
+        buffer.rewards[step, index] = buffer.values[step, index]
     last = agent.values_of(obs_as_tensor(agent._last_obs, agent.device))  # type: ignore[arg-type]
     estimate(buffer, last, np.asarray(agent._last_episode_starts))
 
@@ -130,13 +152,10 @@ def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: list[Cu
 def _blame(buffer: RolloutBuffer) -> FloatingPointError:
     """Whose fault it is that an action's probability is not finite: the world's (raised at once) or the policy's."""
     check_finite(observations=buffer.observations)
-    return FloatingPointError(
-        "the policy's outputs are not finite although the observations are: its parameters are broken; "
-        "go on from an earlier save"
-    )
+    return FloatingPointError(BROKEN_POLICY)
 
 
-def _bootstrap(agent: ACKTR, buffer: RolloutBuffer, cuts: list[Cut]) -> None:
+def _bootstrap(agent: ACKTR, buffer: RolloutBuffer, cuts: list[tuple[int, int, Observations]]) -> None:
     """A truncated episode goes on unseen: what its last observation is worth belongs to its last reward."""
     if not cuts:
         return

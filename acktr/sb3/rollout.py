@@ -174,10 +174,23 @@ def check_finite(**arrays: Any) -> None:
     parts = {name: value.values() if isinstance(value, dict) else [value] for name, value in arrays.items()}
     broken = [name for name, values in parts.items() if not all(np.isfinite(value).all() for value in values)]
     if broken:
-        raise FloatingPointError(
-            f"the rollout's {' and '.join(broken)} are not finite; nothing was learned from it: "
-            "stable_baselines3's VecCheckNan around the environment tells where the first NaN or Inf comes from"
-        )
+        raise FloatingPointError(f"the rollout's {' and '.join(broken)} are not finite")
+
+
+def check_buffer(buffer: RolloutBuffer) -> None:
+    """Refuse a full buffer that would poison the networks: numbers that are not finite, or whose squares are not.
+
+    Args:
+        buffer: of any of SB3's kinds.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.square(buffer.advantages)
+    check_finite(
+        observations=buffer.observations,
+        rewards=buffer.rewards,
+        returns=buffer.returns,
+        **{"squared advantages": squares},
+    )
 
 
 def policy_loss(

@@ -10,6 +10,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Generator, Tensor
 
+from acktr.sb3.faults import Faults
+
 
 class UpdateState:
     """State of an agent that is neither network nor optimizer, in the shape SB3 saves and loads parameters.
@@ -23,6 +25,7 @@ class UpdateState:
 
     def __init__(self, seed: int) -> None:
         self.generator = Generator().manual_seed(seed)
+        self.faults = Faults()
         self.normaliser: VecNormalize | None = None
         self._waiting: dict[str, Any] | None = None
 
@@ -40,7 +43,8 @@ class UpdateState:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
-        return {"generator": self.generator.get_state(), "normaliser": normaliser}
+        state = {"generator": self.generator.get_state(), "normaliser": normaliser}
+        return state | {"faults": self.faults.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what `state_dict` returned.
@@ -50,6 +54,8 @@ class UpdateState:
             strict: SB3's name for «every key must be there», which is always so here.
         """
         self.generator.set_state(state["generator"].cpu())
+        if "faults" in state:  # older files have none
+            self.faults.load_state_dict(state["faults"])
         self._waiting = state["normaliser"]
         self.attach(self.normaliser)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -199,8 +200,9 @@ def joint_likelihood(policy: PolicyLikelihood, value_radius: float, radius: floa
     Returns:
         The likelihood.
     """
-    # A decayed radius ends at 0, where nothing moves whatever the value's share.
-    return Joint(policy, ScalarGaussian(), max(value_radius, 1e-12) / max(radius, 1e-12))
+    # A decayed radius ends at 0, where nothing moves whatever the value's share; nor does it where the error is NaN.
+    share = value_radius if math.isfinite(value_radius) else 0.0
+    return Joint(policy, ScalarGaussian(), max(share, 1e-12) / max(radius, 1e-12))
 
 
 def _observe(optimizer: Stepper, batch: Rollout, examples: int | None) -> tuple[Outputs, list[Pass]]:

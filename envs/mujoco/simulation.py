@@ -26,17 +26,24 @@ _EVERYTHING = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 """All that the next state depends on: positions, velocities, commands, time, and the solver's warm start."""
 
 
+_RESETS = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{name}")) for name in ("QPOS", "QVEL", "QACC")]
+"""Warnings that go with a reset of the simulation."""
+
+
 class Simulations(Protocol):
     """``n_envs`` simulations of a task's model."""
 
     state: State
     """What the task reads, refreshed in place by ``step`` and ``restart``."""
 
-    def step(self, actions: NDArray[Any]) -> None:
+    def step(self, actions: NDArray[Any]) -> dict[int, str]:
         """Advance every simulation by one agent step.
 
         Args:
-            actions: Actuator commands, shape (n_envs, nu). A ``WorldError`` says that MuJoCo cannot go on.
+            actions: Actuator commands, shape (n_envs, nu).
+
+        Returns:
+            What MuJoCo said of those it could not advance, by environment.
         """
 
     def restart(self, starts: dict[int, Start]) -> None:
@@ -115,15 +122,28 @@ class BatchSimulations:
         self._ctrl, self._qpos, self._qvel = (self._batch.bind(name) for name in ("ctrl", "qpos", "qvel"))
         self.state = cast(State, {name: self._batch.bind(name) for name in task.reads})
 
-    def step(self, actions: NDArray[Any]) -> None:
+    def step(self, actions: NDArray[Any]) -> dict[int, str]:
         """Advance every simulation by one agent step.
 
         Args:
             actions: Actuator commands, shape (n_envs, nu).
+
+        Returns:
+            What MuJoCo said of those it could not advance, by environment.
         """
         self._ctrl[:] = actions
-        with _telling(self._failure):
+        failed: dict[int, str] = {}
+        try:
             self._batch.step(nstep=self._n_steps)
+        except self._failure as error:
+            ids = error.ids  # type: ignore[attr-defined]
+            failed = {int(index): " ".join(self._batch.error(index).split()) for index in ids}
+        # One that diverges is set back to the model's own positions without a word but this counter.
+        if np.count_nonzero(self._batch.warning):
+            resets = self._batch.warning[:, _RESETS, 1].any(1)
+            failed |= {int(index): "MuJoCo found its state unstable, and reset it" for index in np.flatnonzero(resets)}
+            self._batch.warning[:] = 0
+        return failed
 
     def restart(self, starts: dict[int, Start]) -> None:
         """Put some simulations into new episodes.
@@ -185,23 +205,35 @@ class DataSimulations:
         state, self._gather = _mirror(self._data, task.reads)
         self.state = cast(State, state)
 
-    def step(self, actions: NDArray[Any]) -> None:
+    def step(self, actions: NDArray[Any]) -> dict[int, str]:
         """Advance every simulation by one agent step.
 
         Args:
             actions: Actuator commands, shape (n_envs, nu).
+
+        Returns:
+            What MuJoCo said of those it could not advance, by environment.
         """
         for ctrl, action in zip(self._ctrl, actions, strict=True):
             ctrl[:] = action
-        with _telling(mujoco.FatalError):
-            # Reading the results out raises what went wrong in a thread.
-            list((self._pool.map if self._pool else map)(self._advance, self._shares))
+        self._failed: dict[int, str] = {}
+        # Reading the results out raises what went wrong in a thread.
+        list((self._pool.map if self._pool else map)(self._advance, self._shares))
         self._gather()
+        return self._failed
 
     def _advance(self, share: range) -> None:
         for index in share:
-            mujoco.mj_step(self._model, self._data[index], self._n_steps)
-            mujoco.mj_rnePostConstraint(self._model, self._data[index])
+            data = self._data[index]
+            try:
+                mujoco.mj_step(self._model, data, self._n_steps)
+                mujoco.mj_rnePostConstraint(self._model, data)
+            except mujoco.FatalError as error:
+                self._failed[index] = " ".join(str(error).split())
+            if np.count_nonzero(data.warning.number):
+                if data.warning.number[_RESETS].any():
+                    self._failed[index] = "MuJoCo found its state unstable, and reset it"
+                data.warning.number[:] = 0
 
     def restart(self, starts: dict[int, Start]) -> None:
         """Put some simulations into new episodes.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from envs.errors import WorldError
+from envs.faults import Fault, broken_off
 from envs.mujoco.generators import generator, pack, unpack
 from envs.mujoco.pictures import Pictures
 from envs.mujoco.simulation import simulations
@@ -117,7 +118,7 @@ class MujocoVecEnv(NativeVecEnv):
             (n_envs,)), and one info per environment.
         """
         before, task, state = self._positions, self.task, self._simulations.state
-        self._simulations.step(self._actions)
+        failed = self._simulations.step(self._actions)
         healthy = task.healthy(state)
         rewards = task.reward(before, state, self._actions, healthy)
         terminated = task.terminated(healthy)
@@ -130,6 +131,8 @@ class MujocoVecEnv(NativeVecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if np.count_nonzero(ended):
             self._finish(np.flatnonzero(ended), terminated, infos)
+        if failed:
+            self._break_off(failed, ended, infos)
         return self._observations.copy(), rewards.astype(np.float32), ended, infos
 
     def _finish(self, ended: NDArray[np.intp], terminated: NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
@@ -142,6 +145,24 @@ class MujocoVecEnv(NativeVecEnv):
                 "episode": {"r": round(float(self._returns[index]), 6), "l": int(self._lengths[index]), "t": seconds},
             }
         self._observations[ended] = self._restart(ended.tolist())
+
+    def _break_off(self, failed: dict[int, str], ended: NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
+        """Discard the episodes of the environments that MuJoCo cannot go on with, and start new ones there."""
+        for index, what in failed.items():
+            self.restart(index)
+            infos[index], ended[index] = broken_off([("raised", f"environment {index}: {what}")]), True
+
+    def restart(self, index: int) -> tuple[NDArray[Any], list[Fault]]:
+        """Begin another episode in one environment.
+
+        Args:
+            index: Which.
+
+        Returns:
+            Its first observation, and no fault.
+        """
+        self._observations[[index]] = self._restart([index])
+        return self._observations[index].copy(), []
 
     def _restart(self, indices: Sequence[int]) -> NDArray[Any]:
         """Begin new episodes in some environments.

@@ -19,6 +19,7 @@ from acktr.curvature.kronecker.sums import kronecker_sum_solver
 from acktr.curvature.sampling import SampledBlock
 from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, split_damping, symmetric_eigen
 from acktr.moments import Moment
+from acktr.tree import all_finite
 
 
 class KroneckerBlock(Block):
@@ -156,7 +157,10 @@ class EigenBlock(SampledBlock, WholeFactorsBlock):
     def _decompose(self) -> None:
         input_values, input_basis = symmetric_eigen(self.input_moment.value)
         output_values, output_basis = symmetric_eigen(self.output_moment.value)
-        self._adopt(output_basis, input_basis, torch.outer(output_values, input_values))
+        product = torch.outer(output_values, input_values)
+        if not all_finite([product]):  # moments of different batches, each of which was in range
+            raise DecompositionError(f"eigenvalues of {tuple(product.shape)} factors are too large to be multiplied")
+        self._adopt(output_basis, input_basis, product)
         self.cross = self.rule.cross(output_values, input_values)
 
     def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from acktr.curvature.network import NetworkCurvature
 from acktr.exact import Linearisation
 from acktr.layers import Layer
 from acktr.likelihood import Outputs
-from acktr.tree import Tensors, all_finite
+from acktr.tree import Tensors, products_finite
 
 
 class DenseFisherCurvature(NetworkCurvature):
@@ -87,7 +88,7 @@ class DenseFisherCurvature(NetworkCurvature):
             rows = torch.randperm(record.examples, generator=generator, device=device)[: self._max_rows]
         names = [member.name for member in self._members]
         grads = [self._jacobian(record, record.pull_back(seed, names, {}), rows) for seed in seeds]
-        if not all_finite(grads):
+        if not products_finite((rows, rows.new_ones(1)) for rows in grads):
             return False
         if self._others is not None and not self._others.update(record, seeds, refresh, generator):
             return False
@@ -196,7 +197,7 @@ class DenseFisherCurvature(NetworkCurvature):
         """Largest over mean eigenvalue, refreshes skipped so far, age of the eigenvectors."""
         block = self._block
         return {
-            "condition": block.condition(),
+            "condition": block.condition() if block.ready else math.nan,
             "skipped_refreshes": float(block.skipped_refreshes),
             "basis_age": float(block.basis_age),
         }

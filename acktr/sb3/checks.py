@@ -1,0 +1,112 @@
+"""What an agent refuses before it is built: one line that names the value and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from gymnasium import spaces
+
+from acktr.sb3.networks import Precision
+from acktr.sb3.settings import ActorSettings, CriticSettings, at
+
+if TYPE_CHECKING:
+    from acktr.sb3.acktr import ACKTR
+
+
+def check_numbers(
+    n_steps: int, gamma: float, gae_lambda: float, ent_coef: float, vf_coef: float, max_faults: int
+) -> None:
+    """Hold the agent's numbers against their ranges.
+
+    Args:
+        n_steps: at least 1.
+        gamma: in [0, 1].
+        gae_lambda: in [0, 1].
+        ent_coef: at least 0, finite.
+        vf_coef: positive, finite.
+        max_faults: at least 1.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    for name, count in (("n_steps", n_steps), ("max_faults", max_faults)):
+        if not count >= 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    for name, share in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {share}")
+    if not 0 <= ent_coef < float("inf"):
+        raise ValueError(f"ent_coef must be at least 0 and finite, got {ent_coef}")
+    if not 0 < vf_coef < float("inf"):
+        raise ValueError(f"vf_coef must be positive and finite, got {vf_coef}")
+
+
+def check_setup(agent: ACKTR) -> None:
+    """Hold spaces, policy and settings against each other.
+
+    Args:
+        agent: before its networks are built.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    for space in (agent.observation_space, *getattr(agent.observation_space, "spaces", ())):
+        if isinstance(space, spaces.Tuple):
+            raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")
+    if not isinstance(agent.action_space, (spaces.Box, spaces.Discrete)):
+        raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {agent.action_space}; wrap the environment")
+    if agent.precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {agent.precision!r}")
+    if agent.policy_kwargs.get("squash_output"):
+        raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
+    if at(agent.actor.noise_min, 1.0) > 0 and not isinstance(agent.action_space, spaces.Box):
+        raise ValueError(f"noise_min is for Box actions, got {agent.action_space}; leave it at 0")
+    for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
+        check_settings(name, settings)
+    check_actor(agent.actor)
+    rate = at(agent.learning_rate, 1.0)
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"learning_rate must be at least 0 and finite, got {rate}")
+    if agent.normalize_advantage and agent.n_steps * agent.n_envs < 2:
+        raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
+
+
+def check_settings(name: str, settings: ActorSettings | CriticSettings) -> None:
+    """Hold what actor and critic have in common against its ranges.
+
+    Args:
+        name: whose settings.
+        settings: the settings.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    radius = at(settings.radius, 1.0)
+    if not radius > 0:
+        raise ValueError(f"{name}.radius must be positive, got {radius}")
+    for field in ("n_epochs", "n_minibatches", "statistics_period", "refresh_period", "measure_period"):
+        if not getattr(settings, field) >= 1:
+            raise ValueError(f"{name}.{field} must be at least 1, got {getattr(settings, field)}")
+    for field in ("curvature_examples", "exact_examples"):
+        few = getattr(settings, field)
+        if few is not None and not few >= 1:
+            raise ValueError(f"{name}.{field} must be at least 1, or None for the whole batch, got {few}")
+
+
+def check_actor(settings: ActorSettings) -> None:
+    """Hold what the actor has for itself against its ranges.
+
+    Args:
+        settings: the settings.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    if not settings.clip_range > 0:
+        raise ValueError(f"actor.clip_range must be positive, got {settings.clip_range}")
+    if settings.max_rollout_kl is not None and not settings.max_rollout_kl > 0:
+        raise ValueError(f"actor.max_rollout_kl must be positive, or None for no stop, got {settings.max_rollout_kl}")
+    for field in ("noise_min", "exploration_kl"):
+        amount = at(getattr(settings, field), 1.0)
+        if not amount >= 0:
+            raise ValueError(f"actor.{field} must be at least 0, got {amount}")
