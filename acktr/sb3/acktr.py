@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
 import torch
@@ -38,7 +37,8 @@ from acktr.sb3.networks import (
     shares_trunk,
 )
 from acktr.sb3.rollout import Rollout, check_finite, flatten_rollout
-from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
+from acktr.sb3.schedules import Schedule, at
+from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
 from acktr.step import StepRule
@@ -140,6 +140,7 @@ class ACKTR(OnPolicyAlgorithm):
         super()._setup_model()
         # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
         self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.actor.noise.begin(self.policy)
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
         self._action_dimensions = get_action_dim(self.action_space)
@@ -168,8 +169,7 @@ class ACKTR(OnPolicyAlgorithm):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.policy_kwargs.get("squash_output"):
             raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
-        if at(self.actor.noise_min, 1.0) > 0 and not isinstance(self.action_space, spaces.Box):
-            raise ValueError(f"noise_min is for Box actions, got {self.action_space}; leave it at 0")
+        self.actor.noise.check(self.action_space)
         for name, parts in (("actor", self.actor.n_minibatches), ("critic", self.critic.n_minibatches)):
             if parts < 1:
                 raise ValueError(f"{name}.n_minibatches must be at least 1, got {parts}")
@@ -277,13 +277,8 @@ class ACKTR(OnPolicyAlgorithm):
         else:
             self._log("train", self._train_actor(rollout))
             self._log("critic", self._train_critic(rollout))
-        self._keep_noise()
+        self.actor.noise.keep(self.policy, self._current_progress_remaining)
         self._log_rollout(rollout)
-
-    def _keep_noise(self) -> None:
-        least = at(self.actor.noise_min, self._current_progress_remaining) / self._action_dimensions
-        if least > 0:
-            self.policy.log_std.data.clamp_(min=math.log(least))
 
     def _optimizers(self) -> list[Stepper]:
         return [getattr(self, name) for name in self._optimizer_names()]
