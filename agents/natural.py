@@ -124,8 +124,8 @@ def _noise(config: ActorConfig) -> Noise:
         return LearnedNoise(schedule(config.noise_min, config.noise_decay))
     if config.noise_min > 0:
         raise UsageError(
-            f"noise_min {config.noise_min} bounds a learned noise, log_std_final {config.log_std_final} is the end of one "
-            "that is not; leave one of them out (noise_min 0, log_std_final None)"
+            f"noise_min {config.noise_min} bounds a learned noise, log_std_final {config.log_std_final} is the end of "
+            "one that is not; leave one of them out (noise_min 0, log_std_final None)"
         )
     return ScheduledNoise(config.log_std_final)
 

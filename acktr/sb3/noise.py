@@ -1,8 +1,8 @@
 """The noise of continuous actions: a standard deviation per dimension, learned with the policy or on a schedule.
 
 Policy gradients wear noise down as long as it costs return, long before nothing is left to be found: of a standard
-deviation of 0.37, HalfCheetah's had 0.18 left after a quarter of its training and 0.10 at the end. MPO holds noise up by
-a trust region of its own for the covariance (Abdolmaleki et al. 2018, section 4.2); a floor or a schedule says the same
+deviation of 0.37, HalfCheetah's had 0.18 left after a quarter of its training and 0.10 at the end. MPO holds it up by a
+trust region of its own for the covariance (Abdolmaleki et al. 2018, section 4.2); a floor or a schedule says the same
 more plainly.
 """
 
