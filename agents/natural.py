@@ -9,12 +9,14 @@ from acktr.combination import LayerCombination, WholeDirection
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
+from acktr.sb3.noise import LearnedNoise, Noise, ScheduledNoise
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
 from agents.config import AcktrConfig
 from agents.curvatures import curvature_of
+from agents.errors import UsageError
 from agents.schedules import schedule
 from agents.stepconfig import ActorConfig, CriticConfig
 
@@ -64,7 +66,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         clip_range=config.clip_range,
         max_rollout_kl=config.max_rollout_kl,
         wake=_WAKES[config.wake](config.wake_decay),
-        noise_min=schedule(config.noise_min, config.noise_decay),
+        noise=_noise(config),
         exploration_kl=schedule(config.exploration_kl, config.exploration_decay),
     )
 
@@ -115,6 +117,17 @@ _METRICS: dict[str, type[StepMetric]] = {"exact": ExactMetric, "block": BlockMet
 
 def _damping(config: ActorConfig | CriticConfig) -> float | LevenbergMarquardt:
     return LevenbergMarquardt(config.damping) if config.damping_rule == "levenberg-marquardt" else config.damping
+
+
+def _noise(config: ActorConfig) -> Noise:
+    if config.log_std_final is None:
+        return LearnedNoise(schedule(config.noise_min, config.noise_decay))
+    if config.noise_min > 0:
+        raise UsageError(
+            f"noise_min {config.noise_min} bounds a learned noise, log_std_final {config.log_std_final} is the end of "
+            "one that is not; leave one of them out (noise_min 0, log_std_final None)"
+        )
+    return ScheduledNoise(config.log_std_final)
 
 
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:

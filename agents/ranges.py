@@ -49,6 +49,7 @@ _RANGES: dict[str, _Range] = {
     "seed": (lambda x: 0 <= x < 2**31, "between 0 and 2147483647"),
     "torch_threads": _NON_NEGATIVE,
     "log_std_init": _FINITE,
+    "log_std_final": _FINITE,
     "noise_min": _NON_NEGATIVE,
     "exploration_kl": _NON_NEGATIVE,
     "period": _NON_NEGATIVE,

@@ -115,9 +115,13 @@ class ActorConfig:
     wake_decay: float
     """Share of the old wake kept at each step; small numbers, because the noise of consecutive gradients adds up."""
     noise_min: float
-    """Least noise of continuous actions: of d dimensions each keeps a standard deviation of noise_min / d."""
+    """Least noise of continuous actions where it is learned: of d dimensions each keeps a standard deviation of
+    noise_min / d."""
     noise_decay: Decay
     """How the least noise develops."""
+    log_std_final: float | None
+    """Logarithm of the standard deviation at the end of training, to which it moves from policy.log_std_init linearly;
+    None learns the noise."""
     exploration_kl: float
     """Expected KL, in nats per dimension of the action, between the policy and one drawn around it by the curvature for
     each environment and rollout; 0 draws none. For small policies on vectors."""

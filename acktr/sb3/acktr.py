@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -39,7 +38,8 @@ from acktr.sb3.networks import (
     shares_trunk,
 )
 from acktr.sb3.rollout import Rollout, check_buffer, flatten_rollout
-from acktr.sb3.settings import ActorSettings, CriticSettings, Schedule, at
+from acktr.sb3.schedules import Schedule, at
+from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
 from acktr.sb3.watch import hold_noise
@@ -146,6 +146,7 @@ class ACKTR(OnPolicyAlgorithm):
         super()._setup_model()
         # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
         self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.actor.noise.begin(self.policy)
         self.update_state = UpdateState(self.seed or 0)
         self.update_state.attach(self._vec_normalize_env)
         self.faults.limit = self.max_faults
@@ -271,12 +272,9 @@ class ACKTR(OnPolicyAlgorithm):
         else:
             self._log("train", self._train_actor(rollout))
             self._log("critic", self._train_critic(rollout))
-        self._keep_noise()
+        self.actor.noise.keep(self.policy, self._current_progress_remaining)
+        hold_noise(self)
         self._log_rollout(rollout)
-
-    def _keep_noise(self) -> None:
-        least = at(self.actor.noise_min, self._current_progress_remaining) / self._action_dimensions
-        hold_noise(self, math.log(least) if least > 0 else -math.inf)
 
     @property
     def faults(self) -> Faults:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, get_args
 from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
-from acktr.sb3.settings import ActorSettings, CriticSettings, at
+from acktr.sb3.schedules import at
+from acktr.sb3.settings import ActorSettings, CriticSettings
 
 if TYPE_CHECKING:
     from acktr.sb3.acktr import ACKTR
@@ -59,8 +60,7 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {agent.precision!r}")
     if agent.policy_kwargs.get("squash_output"):
         raise ValueError("squash_output=True needs gSDE, which ACKTR has not; leave squash_output out")
-    if at(agent.actor.noise_min, 1.0) > 0 and not isinstance(agent.action_space, spaces.Box):
-        raise ValueError(f"noise_min is for Box actions, got {agent.action_space}; leave it at 0")
+    agent.actor.noise.check(agent.action_space)
     for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
         check_settings(name, settings)
     check_actor(agent.actor)
@@ -106,7 +106,6 @@ def check_actor(settings: ActorSettings) -> None:
         raise ValueError(f"actor.clip_range must be positive, got {settings.clip_range}")
     if settings.max_rollout_kl is not None and not settings.max_rollout_kl > 0:
         raise ValueError(f"actor.max_rollout_kl must be positive, or None for no stop, got {settings.max_rollout_kl}")
-    for field in ("noise_min", "exploration_kl"):
-        amount = at(getattr(settings, field), 1.0)
-        if not amount >= 0:
-            raise ValueError(f"actor.{field} must be at least 0, got {amount}")
+    exploration = at(settings.exploration_kl, 1.0)
+    if not exploration >= 0:
+        raise ValueError(f"actor.exploration_kl must be at least 0, got {exploration}")

@@ -21,7 +21,7 @@ from acktr.chain import Chain
 from acktr.curvature import Posterior
 from acktr.ensemble import Ensemble
 from acktr.optimizer import NaturalGradient
-from acktr.sb3.settings import at
+from acktr.sb3.schedules import at
 from acktr.tree import Tensors
 
 if TYPE_CHECKING:

@@ -224,7 +224,8 @@ def reached_parameters(network: nn.Module, observations: Any) -> dict[str, nn.Pa
         outputs = network(observations)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        grads = torch.autograd.grad([o.sum() for o in outputs], list(named.values()), allow_unused=True)
+        sums = [o.sum() for o in outputs if o.requires_grad]  # a noise on a schedule has no graph
+        grads = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     return {name: p for (name, p), grad in zip(named.items(), grads, strict=True) if grad is not None}
 
 

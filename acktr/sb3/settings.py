@@ -6,7 +6,6 @@ pickles with the agent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from acktr.combination import LayerCombination
@@ -14,12 +13,11 @@ from acktr.curvature import EKFAC, Curvature
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
+from acktr.sb3.noise import LearnedNoise, Noise
+from acktr.sb3.schedules import Schedule
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from acktr.wake import WakeRule
-
-Schedule = float | Callable[[float], float]
-"""A constant, or a function of the remaining progress (1 at the start of training, 0 at its end)."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,9 @@ class ActorSettings:
     wake: WakeRule | None = None
     """Divergences to the policies of the past that hold each step back (KLD-WRM): `WakeSO`, `WakeQ` or `WakeQE`; the
     radius bounds the step all the same. None for none."""
-    noise_min: Schedule = 0.0
-    """Least noise of Box actions, held after each update: the standard deviations of d dimensions add up to this, and
-    each keeps noise_min / d. 0 for none.
-
-    Where the noise dies out the policy meets ever fewer states, and forgets what to do in the others."""
+    noise: Noise = field(default_factory=LearnedNoise)
+    """How the standard deviations of Box actions develop: by `LearnedNoise`, which may have a floor, or by
+    `ScheduledNoise`."""
     exploration_kl: Schedule = 0.0
     """Expected KL(policy ‖ drawn policy) in nats per dimension of the action, where each environment acts by weights of
     its own for a rollout, drawn around the policy's with the curvature as their precision; 0 draws none.
@@ -144,16 +140,3 @@ class CriticSettings:
     """Passes over each rollout."""
     n_minibatches: int = 4
     """Steps per pass."""
-
-
-def at(schedule: Schedule, progress_remaining: float) -> float:
-    """A schedule's value now.
-
-    Args:
-        schedule: a constant or a function.
-        progress_remaining: 1 at the start of training, 0 at its end.
-
-    Returns:
-        The value.
-    """
-    return schedule(progress_remaining) if callable(schedule) else float(schedule)

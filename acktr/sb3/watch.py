@@ -105,18 +105,15 @@ def finite(values: NDArray[Any]) -> bool:
     return values.dtype.kind != "f" or bool(np.isfinite(np.vdot(values, values))) or bool(np.isfinite(values).all())
 
 
-def hold_noise(agent: ACKTR, least: float) -> None:
+def hold_noise(agent: ACKTR) -> None:
     """Keep the noise of Box actions within bounds.
 
     Args:
         agent: whose policy.
-        least: log standard deviation that is asked for at least, −∞ for none.
     """
     log_std = getattr(agent.policy, "log_std", None)
     if log_std is None:
         return
-    if least > -WIDEST_LOG_STD:
-        log_std.data.clamp_(min=least)
     widest = float(log_std.detach().abs().max())
     if not widest <= WIDEST_LOG_STD:
         agent.faults.note("log_std", f"a log standard deviation of {widest:g} is held within ±{WIDEST_LOG_STD:g}")

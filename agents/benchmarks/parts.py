@@ -16,7 +16,7 @@ from acktr.optimizer import EAGER_PASSES, NaturalGradient
 from acktr.sb3 import ActorSettings, CriticSettings
 from acktr.sb3.networks import action_likelihood
 from acktr.sb3.rollout import Rollout, policy_loss
-from acktr.sb3.settings import at
+from acktr.sb3.schedules import at
 from acktr.sb3.steps import actor_steps, critic_steps, joint_likelihood, joint_steps
 from agents.benchmarks.measuring import Phases
 

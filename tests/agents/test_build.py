@@ -31,6 +31,7 @@ from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
+from acktr.sb3.noise import LearnedNoise, ScheduledNoise
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.wake import WakeQ, WakeQE, WakeSO
@@ -93,13 +94,14 @@ def test_settings_reach_acktr() -> None:
 
 
 NAMES_OF_OURS = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
-NAMES_OF_OURS |= {"exploration_decay"}
+NAMES_OF_OURS |= {"exploration_decay", "noise_min", "log_std_final"}
+NAMES_OF_THEIRS = {"noise"}  # learned, with noise_min, or scheduled, to log_std_final
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
 def test_every_setting_of_the_library_can_be_configured(ours: Any, theirs: Any) -> None:
     configured = {f.name for f in fields(ours)}
-    assert {f.name for f in fields(theirs)} == configured - NAMES_OF_OURS
+    assert {f.name for f in fields(theirs)} - NAMES_OF_THEIRS == configured - NAMES_OF_OURS
 
 
 @pytest.mark.parametrize(
@@ -320,9 +322,19 @@ def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_floor_for_the_noise_reaches_acktr_and_suits_continuous_actions_alone() -> None:
     run = with_actor(noise_min=0.25)
     agent: Any = build.make_agent(run, still(VECTOR, spaces.Box(-1, 1, (2,), np.float32)))
-    assert agent.actor.noise_min == pytest.approx(0.25)
-    with pytest.raises(UsageError, match=r"noise_min is for Box actions, got Discrete\(2\)"):
+    assert agent.actor.noise == LearnedNoise(0.25)
+    with pytest.raises(UsageError, match=r"a least noise .* is for Box actions, got Discrete\(2\)"):
         build.make_agent(run, still(VECTOR))
+
+
+def test_a_schedule_of_the_noise_reaches_acktr_and_leaves_no_floor_beside_it() -> None:
+    continuous = spaces.Box(-1, 1, (2,), np.float32)
+    agent: Any = build.make_agent(with_actor(log_std_final=-2.0), still(VECTOR, continuous))
+    assert agent.actor.noise == ScheduledNoise(-2.0)
+    with pytest.raises(UsageError, match=r"scheduled noise .* is for Box actions, got Discrete\(2\)"):
+        build.make_agent(with_actor(log_std_final=-2.0), still(VECTOR))
+    with pytest.raises(UsageError, match=r"noise_min 0\.25 .* log_std_final -2\.0 .* leave one of them out"):
+        build.make_agent(with_actor(log_std_final=-2.0, noise_min=0.25), still(VECTOR, continuous))
 
 
 def test_exploration_by_drawn_policies_reaches_acktr() -> None:

@@ -11,7 +11,6 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from acktr.likelihood import Categorical, DiagonalGaussian, Joint
-from acktr.sb3 import ActorSettings
 from acktr.sb3.networks import ActorNetwork, CriticNetwork, JointNetwork, prepare, reached_parameters, shares_trunk
 from tests.sb3.worlds import (
     BOX,
@@ -21,7 +20,6 @@ from tests.sb3.worlds import (
     PLANE,
     TINY_CNN,
     TURNS,
-    Noise,
     TinyCNN,
     noise,
     small_agent,
@@ -46,14 +44,6 @@ POLICIES = {
     "mlp policy with a trained extractor": ("MlpPolicy", IMAGE, TINY_CNN, True),
     "class": (ActorCriticPolicy, BOX, {"ortho_init": False}, False),
 }
-
-
-class Small(Noise):
-    """`Noise` that pays for small actions in place of large ones."""
-
-    def step(self, action):
-        observation, reward, *rest = super().step(action)
-        return observation, -reward, *rest
 
 
 def agent_of(name, action_space, **kwargs):
@@ -246,20 +236,3 @@ def test_the_processor_decides_if_asked(monkeypatch, known, reduced):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, auto, got 'half'"):
         agent_of("cnn", TURNS, precision="half")
-
-
-FLOORS = {"none": 0.0, "constant": 0.8, "falling": lambda progress: 0.8 + progress}
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-def test_the_noise_stays_above_its_floor(floor):
-    actor = ActorSettings(radius=0.5, noise_min=FLOORS[floor])
-    agent = small_agent("MlpPolicy", vectorised(lambda: Small(BOX, PLANE)), actor=actor, n_steps=64)
-    agent.learn(20 * 128)
-    fell_through = (agent.policy.log_std.exp() < 0.999 * 0.8 / 2).any()
-    assert fell_through == (floor == "none"), "without a floor it falls through, which is the control"
-
-
-def test_a_floor_of_noise_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="noise_min is for Box actions, got Discrete"):
-        small_agent("MlpPolicy", vectorised(noise(BOX, TURNS)), actor=ActorSettings(noise_min=0.1))

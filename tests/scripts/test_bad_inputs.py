@@ -29,7 +29,7 @@ from acktr.combination import LayerCombination
 from acktr.curvature import Place
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
-from acktr.sb3 import ActorSettings, CriticSettings
+from acktr.sb3 import ActorSettings, CriticSettings, LearnedNoise, ScheduledNoise
 from acktr.step import Backtracking
 from envs import AtariOptions, EnvOptions, FiniteGuard, PixelOptions, SupervisedVecEnv, make
 from scripts import benchmark, evaluate, plot, record, train
@@ -77,6 +77,8 @@ COMMANDS = [
     ("train CartPole-v1 --acktr.actor.curvature kfacc", "kfacc"),
     ("train CartPole-v1 --acktr.actor.rank 0", "acktr.actor.rank"),
     ("train CartPole-v1 --acktr.actor.noise-min 1", "noise_min"),
+    ("train CartPole-v1 --acktr.actor.log-std-final -2", "log_std_final"),
+    ("train HalfCheetah-v5 --acktr.actor.log-std-final nan", "log_std_final"),
     ("train CartPole-v1 --acktr.critic.radius -2", "acktr.critic.radius"),
     ("train CartPole-v1 --acktr.precision float16", "float16"),
     ("train CartPole-v1 --env.options.backend native", "native"),
@@ -206,7 +208,9 @@ CONSTRUCTORS: list[tuple[Callable[[], Any], str]] = [
     (actor(n_minibatches=0), "actor.n_minibatches must be at least 1, got 0"),
     (actor(clip_range=0.0), "actor.clip_range must be positive, got 0.0"),
     (actor(max_rollout_kl=-1.0), "actor.max_rollout_kl must be positive, .* got -1.0"),
-    (actor(noise_min=1.0), "noise_min is for Box actions"),
+    (actor(noise=LearnedNoise(1.0)), "a least noise .* is for Box actions"),
+    (actor(noise=LearnedNoise(-1.0)), "the least noise must be at least 0, got -1.0"),
+    (actor(noise=ScheduledNoise(-1.0)), "scheduled noise .* is for Box actions"),
     (actor(exploration_kl=-1.0), "actor.exploration_kl must be at least 0, got -1.0"),
     (actor(curvature_examples=0), "actor.curvature_examples must be at least 1, .* got 0"),
     (actor(curvature="ekfac"), "curvature .* 'ekfac'"),

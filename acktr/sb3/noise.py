@@ -1,0 +1,112 @@
+"""The noise of continuous actions: a standard deviation per dimension, learned with the policy or on a schedule.
+
+Policy gradients wear noise down as long as it costs return, long before nothing is left to be found: of a standard
+deviation of 0.37, HalfCheetah's had 0.18 left after a quarter of its training and 0.10 at the end. MPO holds it up by a
+trust region of its own for the covariance (Abdolmaleki et al. 2018, section 4.2); a floor or a schedule says the same
+more plainly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from acktr.sb3.schedules import Schedule, at
+
+
+@dataclass(frozen=True)
+class LearnedNoise:
+    """A log standard deviation that takes the policy's steps, above a floor."""
+
+    least: Schedule = 0.0
+    """The floor, held after each update: the standard deviations of d dimensions add up to this at least, and each
+    keeps least / d. 0 for none.
+
+    Where the noise dies out the policy meets ever fewer states, and forgets what to do in the others."""
+
+    def check(self, space: spaces.Space[object]) -> None:
+        """Refuse actions that have no such noise.
+
+        Args:
+            space: of the actions.
+
+        Raises:
+            ValueError: if the floor is negative, or there is one and actions are not a Box.
+        """
+        least = at(self.least, 1.0)
+        if not least >= 0:
+            raise ValueError(f"the least noise must be at least 0, got {least}")
+        if least > 0 and not isinstance(space, spaces.Box):
+            raise ValueError(f"a least noise (noise_min) is for Box actions, got {space}; leave it at 0")
+
+    def begin(self, policy: ActorCriticPolicy) -> None:
+        """Do nothing: log standard deviations are parameters like others.
+
+        Args:
+            policy: the new policy.
+        """
+
+    @torch.no_grad()
+    def keep(self, policy: ActorCriticPolicy, progress_remaining: float) -> None:
+        """Hold the floor.
+
+        Args:
+            policy: after an update.
+            progress_remaining: 1 at the start of training, 0 at its end.
+        """
+        least = at(self.least, progress_remaining)
+        if least > 0:
+            policy.log_std.clamp_(min=math.log(least / policy.log_std.numel()))
+
+
+@dataclass(frozen=True)
+class ScheduledNoise:
+    """A log standard deviation that is not learned: from the policy's `log_std_init` it moves linearly to its last.
+
+    The whole radius is then the mean's.
+    """
+
+    last: float
+    """Natural logarithm of the standard deviation at the end of training."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.last):
+            raise ValueError(f"the last log standard deviation must be finite, got {self.last}; None learns the noise")
+
+    def check(self, space: spaces.Space[object]) -> None:
+        """Refuse actions that have no such noise.
+
+        Args:
+            space: of the actions.
+
+        Raises:
+            ValueError: if actions are not a Box.
+        """
+        if not isinstance(space, spaces.Box):
+            raise ValueError(f"scheduled noise (log_std_final) is for Box actions, got {space}; learn it")
+
+    def begin(self, policy: ActorCriticPolicy) -> None:
+        """Take the log standard deviations out of what is trained.
+
+        Args:
+            policy: the new policy.
+        """
+        policy.log_std.requires_grad_(False)
+
+    @torch.no_grad()
+    def keep(self, policy: ActorCriticPolicy, progress_remaining: float) -> None:
+        """Go on along the schedule.
+
+        Args:
+            policy: after an update.
+            progress_remaining: 1 at the start of training, 0 at its end.
+        """
+        policy.log_std.fill_(self.last + (policy.log_std_init - self.last) * progress_remaining)
+
+
+Noise = LearnedNoise | ScheduledNoise
+"""How the standard deviations of Box actions develop; without effect on Discrete ones."""
