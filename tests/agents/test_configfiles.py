@@ -13,7 +13,7 @@ from agents.ranges import check
 EXAMPLES = {
     "HalfCheetah-v5": "mujoco.yaml",
     "Walker2d-v5": "mujoco.yaml",
-    "Hopper-v5": "hopper.yaml",
+    "Hopper-v5": "mujoco.yaml",
     "InvertedDoublePendulum-v5": "mujoco.yaml",
     "InvertedPendulum-v5": "mujoco.yaml",
     "Reacher-v5": "mujoco.yaml",
