@@ -94,7 +94,7 @@ def begin(arguments: Sequence[str], log: Path, door: str = "scripts.train") -> B
         The process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
+    context.set_forkserver_preload(["__main__", "agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
     process = context.Process(target=_run, args=(door, list(arguments), str(log)))
     process.start()
     return process
