@@ -159,7 +159,7 @@ def _wait(process: BaseProcess, seconds: float | None, began: float) -> int | st
 
 
 def _run(door: str, arguments: list[str], log: str) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
     torch.set_num_threads(1)
