@@ -65,6 +65,8 @@ def torment(
     Returns:
         What was found; its failures are empty if every run equals the one never killed.
     """
+    warm = begin(["--help"], folder / "help.log")  # the first process waits for the imports, and must not be the clock
+    warm.join()
     whole, began = folder / "never-killed", time.monotonic()
     if _wait(begin([env_id, *arguments, "--run-dir", str(whole)], _log(whole)), None, began):
         return Torment(env_id, 0.0, failures=[f"{env_id}: the run that was never killed failed ({_log(whole)})"])
@@ -92,7 +94,7 @@ def begin(arguments: Sequence[str], log: Path, door: str = "scripts.train") -> B
         The process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
+    context.set_forkserver_preload(["__main__", "agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
     process = context.Process(target=_run, args=(door, list(arguments), str(log)))
     process.start()
     return process
@@ -157,7 +159,7 @@ def _wait(process: BaseProcess, seconds: float | None, began: float) -> int | st
 
 
 def _run(door: str, arguments: list[str], log: str) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
     torch.set_num_threads(1)
