@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import checkpoint, rundir
 from agents.config import RunConfig
+from agents.disk import Disk
 from agents.display import Display
 from agents.evaluation import Evaluation, evaluate
 
@@ -61,10 +62,12 @@ class EpisodeRecorder(BaseCallback):
         directory: The run.
         clock: Its clock.
         timesteps: Where the run stands; rows of later steps are from a part that is done again.
+        disk: Counts what cannot be written.
     """
 
-    def __init__(self, directory: rundir.RunDirectory, clock: Clock, timesteps: int) -> None:
+    def __init__(self, directory: rundir.RunDirectory, clock: Clock, timesteps: int, disk: Disk) -> None:
         super().__init__()
+        self._disk = disk
         self._table = rundir.Table(directory.episodes, lambda row: int(row["timesteps"]) <= timesteps)
         self._clock = clock
         rows = rundir.read_rows(directory.episodes)[-LAST:] if directory.episodes.exists() else []
@@ -76,8 +79,8 @@ class EpisodeRecorder(BaseCallback):
         return sum(self.last) / len(self.last) if self.last else None
 
     def flush(self) -> None:
-        """Write the waiting rows."""
-        self._table.flush()
+        """Write the waiting rows, if the disk takes them."""
+        self._disk.takes(self._table.path.name, self._table.flush)
 
     def sync(self) -> None:
         """Write the waiting rows, and wait until they would survive a power failure."""
@@ -151,6 +154,7 @@ class Evaluator(BaseCallback):
         make_env: Makes the environments, with the training's statistics, when they are first needed.
         clock: The run's clock.
         timesteps: Where the run stands; evaluations of later steps are from a part that is done again.
+        disk: Counts what cannot be written.
     """
 
     def __init__(
@@ -160,8 +164,10 @@ class Evaluator(BaseCallback):
         make_env: Callable[[], VecEnv],
         clock: Clock,
         timesteps: int,
+        disk: Disk,
     ) -> None:
         super().__init__()
+        self._disk = disk
         self._path = directory.evaluations
         self._config = config
         self._make_env = make_env
@@ -183,7 +189,7 @@ class Evaluator(BaseCallback):
         now = {"timesteps": self.model.num_timesteps, "seconds": round(self._clock.seconds(), 3)}
         self._rows = [row for row in self._rows if row["timesteps"] != now["timesteps"]]
         self._rows.append({**now, **scores.summary()})
-        rundir.write_json(self._path, self._rows)
+        self._disk.takes(self._path.name, lambda: rundir.write_json(self._path, self._rows))
         return scores
 
     def close(self) -> None:
@@ -212,6 +218,7 @@ class Saver(BaseCallback):
         timesteps: Where the run stands.
         stop: Says whether to stop.
         sync: Brings the tables to the disk, so that no checkpoint promises rows that a power failure takes.
+        disk: Counts what cannot be written.
     """
 
     def __init__(
@@ -223,6 +230,7 @@ class Saver(BaseCallback):
         timesteps: int,
         stop: Callable[[], bool],
         sync: Callable[[], None],
+        disk: Disk,
     ) -> None:
         super().__init__()
         self._agent = agent
@@ -232,6 +240,8 @@ class Saver(BaseCallback):
         self._due = _Period(config.checkpoint.period, timesteps)
         self._stop = stop
         self._sync = sync
+        self._disk = disk
+        self._owed = False
 
     def save(self) -> Path:
         """Write a checkpoint now.
@@ -242,18 +252,19 @@ class Saver(BaseCallback):
         path = checkpoint.checkpoint_path(self._directory, self._agent.num_timesteps)
         self._sync()
         checkpoint.save(path, self._agent, self._clock.seconds())
-        checkpoint.prune(self._directory, self._keep)
+        self._disk.takes("the list of checkpoints", lambda: checkpoint.prune(self._directory, self._keep))
         return path
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        due = self._due(self.num_timesteps)
+        due = self._due(self.num_timesteps) or self._owed
         if self._stop():
             raise Interrupted(self.save(), self.num_timesteps)
         if due:
-            self.save()
+            # What the disk did not take is tried again after the next update.
+            self._owed = not self._disk.saves(self.save)
 
 
 class _Period:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -12,10 +12,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from acktr.linalg import DecompositionError
 from acktr.sb3 import ACKTR
+from acktr.sb3.faults import Faults
 from envs import WorldError
 
-FINAL = (WorldError, FloatingPointError, DecompositionError)
-"""What ends a run: environments, rollouts, steps or decompositions that broke too often in a row."""
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
+_SMALLER = "shorter rollouts (n_steps), fewer curvature_examples, a rank, or --device cpu need less"
+
+FINAL = (WorldError, FloatingPointError, DecompositionError, *_NO_MEMORY)
+"""What ends a run: environments, rollouts, steps or decompositions that broke too often in a row, or no memory."""
 
 
 class Ended(Exception):  # ruff: ignore[error-suffix-on-exception-name] - as Interrupted
@@ -54,33 +58,75 @@ def ended(fault: Exception, agent: OnPolicyAlgorithm, save: Callable[[], Path]) 
             saved = save()
         except OSError:
             saved = None
-    return Ended(str(fault), agent.num_timesteps, saved)
+    reason = str(fault)
+    if isinstance(fault, _NO_MEMORY):
+        reason = f"out of memory ({reason.split('. ', 1)[0] or type(fault).__name__}): {_SMALLER}"
+    return Ended(reason, agent.num_timesteps, saved)
 
 
-class FaultLog(BaseCallback):
-    """Counts what the environments tell of their faults (`envs.faults`), for learners that do not themselves."""
+def unwritten(fault: OSError, timesteps: int) -> Ended:
+    """End a run whose state no disk takes.
+
+    Args:
+        fault: The last attempt's.
+        timesteps: Environment steps taken.
+
+    Returns:
+        What to raise.
+    """
+    place = f" ({fault.filename})" if fault.filename else ""
+    return Ended(f"cannot write: {fault.strerror or fault}{place}; make room, or mend the disk", timesteps, None)
+
+
+class FaultLog(Protocol):
+    """Where faults are counted, and who writes the counts into the log."""
+
+    callbacks: list[BaseCallback]
+    """What the learner has to call."""
+
+    def note(self, kind: str, what: str) -> None:
+        """Count one fault.
+
+        Args:
+            kind: What it is counted under.
+            what: One line.
+        """
+
+
+class _Own:
+    """ACKTR counts for itself."""
+
+    def __init__(self, agent: ACKTR) -> None:
+        self.callbacks: list[BaseCallback] = []
+        self.note = agent.faults.note
+
+
+class _Counts(BaseCallback):
+    """Counts for learners that do not themselves, from what environments tell of their faults (`envs.faults`) too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.callbacks: list[BaseCallback] = [self]
+        self._faults = Faults()
+
+    def note(self, kind: str, what: str) -> None:
+        self._faults.note(kind, what)
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            self.counts.update(kind for kind, _ in info.get("faults", ()))
+        self._faults.take(self.locals["infos"])
         return True
 
     def _on_rollout_end(self) -> None:
-        for kind, count in self.counts.items():
-            self.logger.record(f"faults/{kind}", count)
+        self._faults.record(self.logger.record)
 
 
-def logs(agent: OnPolicyAlgorithm) -> list[BaseCallback]:
-    """Say what logs an agent's faults.
+def log_of(agent: OnPolicyAlgorithm) -> FaultLog:
+    """Say who counts an agent's faults.
 
     Args:
-        agent: Who learns; ACKTR logs its own.
+        agent: Who learns.
 
     Returns:
-        The callbacks it needs.
+        The agent's own log, or one beside it.
     """
-    return [] if isinstance(agent, ACKTR) else [FaultLog()]
+    return _Own(agent) if isinstance(agent, ACKTR) else _Counts()

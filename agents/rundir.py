@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -251,14 +252,17 @@ class Table:
         self._pending.append(row)
 
     def flush(self) -> None:
-        """Write the rows that are waiting."""
+        """Write the rows that are waiting; they go on waiting where the disk does not take them."""
         fresh = [name for row in self._pending for name in row if name not in self.columns]
-        if fresh:
-            self.columns += dict.fromkeys(fresh)
-            self._rewrite(read_rows(self.path) if self.path.exists() else [])
+        if fresh or (self._pending and not self.path.exists()):
+            columns, self.columns = self.columns, [*self.columns, *dict.fromkeys(fresh)]
+            try:
+                self._rewrite(read_rows(self.path) if self.path.exists() else [])
+            except OSError:
+                self.columns = columns
+                raise
         if self._pending:
-            with self.path.open("a", encoding="utf-8", newline="") as stream:
-                stream.write(self._lines(self._pending))
+            self._extend(self._lines(self._pending))
         self._pending = []
 
     def sync(self) -> None:
@@ -266,6 +270,17 @@ class Table:
         self.flush()
         if self.path.exists():
             _sync(self.path)
+
+    def _extend(self, lines: str) -> None:
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as stream:
+                stream.write(lines)
+        except OSError:
+            # Rows stay whole, and wait; a part of them would be taken for others' columns.
+            with suppress(OSError):
+                os.truncate(self.path, size)
+            raise
 
     def _rewrite(self, rows: Sequence[Mapping[str, object]]) -> None:
         header = ",".join(self.columns) + "\n" if self.columns else ""

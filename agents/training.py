@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from torch.utils.tensorboard import SummaryWriter
 
 from agents import build, checkpoint, display, faults, rundir, worlds
 from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Scribe, Shower, evaluation_seed
 from agents.config import RunConfig
+from agents.disk import Disk, Events
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
 from agents.loading import evaluation_envs, set_threads
@@ -102,52 +102,62 @@ class _Run:
         self.config, self.directory, self.stopper, self.agent = config, directory, stopper, agent
         self.start, self.first = start, start.timesteps if start else 0
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
-        self.recorder = EpisodeRecorder(directory, self.clock, self.first)
-        self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first)
+        self.faults = faults.log_of(agent)
+        self.disk = Disk(config.max_faults, self.faults.note)
+        self.recorder = EpisodeRecorder(directory, self.clock, self.first, self.disk)
+        self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first, self.disk)
         self.evaluator.init_callback(agent)
-        self.tables = _TableWriter(directory, self.first)
-        self.saver = Saver(agent, directory, config, self.clock, self.first, stopper, self._sync)
+        self.tables = _TableWriter(directory, self.first, self.disk)
+        self.saver = Saver(agent, directory, config, self.clock, self.first, stopper, self._sync, self.disk)
 
     def train(self) -> Result:
         """Train, save, evaluate.
 
         Returns:
             The result.
-
-        Raises:
-            Interrupted: If a signal came too late to stop before the last update.
         """
-        began = self.clock.seconds()
         try:
-            self._learn()
-            seconds = self.clock.seconds()
-            self.recorder.flush()
-            newest = self._save()
-            if self.stopper.wanted:
-                raise Interrupted(newest, self.agent.num_timesteps)
-            # From here on all is saved, so a signal may end the program at once.
-            self.stopper.immediate = True
-            scores = self.evaluator.run()
+            return self._written()
         finally:
             self.evaluator.close()
+
+    def _written(self) -> Result:
+        try:
+            return self._train()
+        except OSError as fault:
+            raise faults.unwritten(fault, self.agent.num_timesteps) from fault
+
+    def _train(self) -> Result:
+        began = self.clock.seconds()
+        self._learn()
+        seconds = self.clock.seconds()
+        self._finish()
+        scores = self.evaluator.run()
         steps = self.agent.num_timesteps
         speed = (steps - self.first) / max(seconds - began, 1e-9)
         result = Result(steps, seconds, speed, self.recorder.mean_return, scores)
         rundir.write_json(self.directory.result, self._summary(result))
         return result
 
+    def _finish(self) -> None:
+        newest = self._save()
+        if self.stopper.wanted:  # a signal came too late to stop before the last update
+            raise Interrupted(newest, self.agent.num_timesteps)
+        # From here on all is saved, so a signal may end the program at once.
+        self.stopper.immediate = True
+
     def _learn(self) -> None:
         remaining = self.config.total_timesteps - self.first
         if remaining <= 0:
             return
         shown = display.for_stdout(self.config.total_timesteps, self.first)
-        logger = Logger(str(self.directory.path), [self.tables, _events(self.directory, self.first)])
+        logger = Logger(str(self.directory.path), [self.tables, Events(self.directory, self.first, self.disk)])
         if self.start is not None:
             worlds.restore_log(logger, self.start.log)
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            callbacks = [self.recorder, *faults.logs(self.agent), Scribe(_LOG_INTERVALS[self.config.algorithm])]
+            callbacks = [self.recorder, *self.faults.callbacks, Scribe(_LOG_INTERVALS[self.config.algorithm])]
             callbacks += [Shower(shown, self.recorder), self.evaluator, self.saver]
             # The library's own log counts rollouts from where a part of the run began.
             self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.first == 0)
@@ -193,7 +203,9 @@ class _Run:
 class _TableWriter(KVWriter):
     """Writes the logger's values to ``progress.csv`` and what clocks say to ``timing.csv``; both survive a kill."""
 
-    def __init__(self, directory: rundir.RunDirectory, timesteps: int) -> None:
+    def __init__(self, directory: rundir.RunDirectory, timesteps: int, disk: Disk) -> None:
+        self._disk = disk
+
         def done(row: Mapping[str, str]) -> bool:
             return int(row[_STEPS]) <= timesteps
 
@@ -206,7 +218,7 @@ class _TableWriter(KVWriter):
         }
         for table, of_clocks in ((self._progress, False), (self._timing, True)):
             table.append({_STEPS: step} | {k: v for k, v in numbers.items() if (k in _CLOCKS) == of_clocks})
-            table.flush()
+        self.close()
 
     def sync(self) -> None:
         """Wait until the rows would survive a power failure."""
@@ -214,24 +226,14 @@ class _TableWriter(KVWriter):
         self._timing.sync()
 
     def close(self) -> None:
-        self._progress.flush()
-        self._timing.flush()
+        for table in (self._progress, self._timing):
+            self._disk.takes(table.path.name, table.flush)
 
 
 # Updates between two rows of measurements; A2C makes one every few steps.
 _LOG_INTERVALS = {"acktr": 1, "ppo": 1, "a2c": 20, "trpo": 1}
 _STEPS = "time/total_timesteps"
 _CLOCKS = {"time/fps", "time/time_elapsed"}
-
-
-def _events(directory: rundir.RunDirectory, timesteps: int) -> TensorBoardOutputFormat:
-    resumed = directory.tensorboard.is_dir()
-    events = TensorBoardOutputFormat(str(directory.tensorboard))
-    if resumed:
-        # Events of steps that will be taken again must not show twice.
-        events.writer.close()
-        events.writer = SummaryWriter(str(directory.tensorboard), purge_step=timesteps + 1)
-    return events
 
 
 def _pickled(normaliser: VecNormalize) -> Callable[[Any], None]:
