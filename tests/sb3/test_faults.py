@@ -20,7 +20,7 @@ from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
 from acktr.sb3.faults import Faults
 from acktr.sb3.watch import WIDEST_LOG_STD
-from agents.faults import FaultLog
+from agents.faults import log_of
 from envs import FiniteGuard, RunningNormaliser
 from envs.inprocess import InProcessVecEnv
 from tests.sb3.worlds import BOX, PLANE, TURNS, collected, differences, noise, small_agent, vectorised
@@ -160,7 +160,7 @@ def test_peers_of_stable_baselines_survive_and_count_too():
     plans = schedules(3, ["observation", "reward", "raised"], 12, 320)
     agent = A2C("MlpPolicy", guarded(plans), seed=0, device="cpu")
     memory = logged(agent)
-    agent.learn(640, FaultLog(), log_interval=1)
+    agent.learn(640, log_of(agent).callbacks, log_interval=1)
     assert sum(memory.faults.values()) == 36
     assert all(torch.isfinite(p).all() for p in agent.policy.parameters())
 
