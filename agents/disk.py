@@ -27,6 +27,14 @@ class Disk:
         self._limit, self._note = limit, note
         self._unsaved = 0
 
+    def note(self, what: str) -> None:
+        """Count something that failed.
+
+        Args:
+            what: One line.
+        """
+        self._note(KIND, what)
+
     def takes(self, what: str, write: Callable[[], object]) -> bool:
         """Try to write something that can wait.
 
@@ -40,7 +48,7 @@ class Disk:
         try:
             write()
         except OSError as error:
-            self._note(KIND, f"cannot write {what}: {_reason(error)}")
+            self.note(f"cannot write {what}: {reason(error)}")
             return False
         return True
 
@@ -60,7 +68,7 @@ class Disk:
             write()
         except OSError as error:
             self._unsaved += 1
-            self._note(KIND, f"cannot write a checkpoint: {_reason(error)}")
+            self.note(f"cannot write a checkpoint: {reason(error)}")
             if self._unsaved >= self._limit:
                 raise
             return False
@@ -93,7 +101,7 @@ class Events(KVWriter):
             step: Environment steps.
         """
         if self._format is not None and not self._folder.is_dir():
-            self._disk.takes("TensorBoard's events", lambda: _raise(f"{self._folder} is gone; it is made again"))
+            self._disk.note(f"{self._folder} is gone; it is made again")
             self._drop()
         if not self._disk.takes("TensorBoard's events", lambda: self._write(key_values, key_excluded, step)):
             self._drop()
@@ -123,9 +131,13 @@ class Events(KVWriter):
         self._format = None
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Say what the system says.
+
+    Args:
+        error: What it raised.
+
+    Returns:
+        One line, with the file's name where it is known.
+    """
     return " ".join(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}".split())
-
-
-def _raise(what: str) -> None:
-    raise FileNotFoundError(what)

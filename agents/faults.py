@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from acktr.linalg import DecompositionError
 from acktr.sb3 import ACKTR
 from acktr.sb3.faults import Faults
+from agents.disk import reason
 from envs import WorldError
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -54,14 +56,12 @@ def ended(fault: Exception, agent: OnPolicyAlgorithm, save: Callable[[], Path]) 
     agent._last_obs = None  # the environments stand anywhere in a rollout that is lost: they begin again
     # A checkpoint of broken networks would hide the sound one before it.
     if all(bool(torch.isfinite(parameter).all()) for parameter in agent.policy.parameters()):
-        try:
+        with suppress(OSError):
             saved = save()
-        except OSError:
-            saved = None
-    reason = str(fault)
+    what = str(fault)
     if isinstance(fault, _NO_MEMORY):
-        reason = f"out of memory ({reason.split('. ', 1)[0] or type(fault).__name__}): {_SMALLER}"
-    return Ended(reason, agent.num_timesteps, saved)
+        what = f"out of memory ({what.split('. ', 1)[0] or type(fault).__name__}): {_SMALLER}"
+    return Ended(what, agent.num_timesteps, saved)
 
 
 def unwritten(fault: OSError, timesteps: int) -> Ended:
@@ -74,8 +74,7 @@ def unwritten(fault: OSError, timesteps: int) -> Ended:
     Returns:
         What to raise.
     """
-    place = f" ({fault.filename})" if fault.filename else ""
-    return Ended(f"cannot write: {fault.strerror or fault}{place}; make room, or mend the disk", timesteps, None)
+    return Ended(f"cannot write: {reason(fault)}; make room, or mend the disk", timesteps, None)
 
 
 class FaultLog(Protocol):
