@@ -38,19 +38,22 @@ class Ended(Exception):  # ruff: ignore[error-suffix-on-exception-name] - as Int
         super().__init__(f"stopped after {timesteps:,} steps: {' '.join(reason.split())}; {state}")
 
 
-def ended(fault: Exception, agent: OnPolicyAlgorithm, save: Callable[[], Path]) -> Ended:
+def ended(fault: Exception, agent: OnPolicyAlgorithm, log: FaultLog, save: Callable[[], Path]) -> Ended:
     """Save what is sound of a run that cannot go on.
 
     Args:
         fault: What ended it.
         agent: Who learned.
+        log: Where its faults are counted.
         save: Writes a checkpoint.
 
     Returns:
         What to raise.
     """
-    if isinstance(agent, ACKTR):  # what broke since the last rollout
-        agent.faults.record(agent.logger.record)
+    if isinstance(fault, _NO_MEMORY):  # other faults were counted where they arose
+        log.faults.add("memory")
+    if log.faults.unrecorded:
+        log.faults.record(agent.logger.record)
         agent.logger.dump(agent.num_timesteps)
     saved = None
     agent._last_obs = None  # the environments stand anywhere in a rollout that is lost: they begin again
@@ -82,14 +85,8 @@ class FaultLog(Protocol):
 
     callbacks: list[BaseCallback]
     """What the learner has to call."""
-
-    def note(self, kind: str, what: str) -> None:
-        """Count one fault.
-
-        Args:
-            kind: What it is counted under.
-            what: One line.
-        """
+    faults: Faults
+    """The counts."""
 
 
 class _Own:
@@ -97,7 +94,7 @@ class _Own:
 
     def __init__(self, agent: ACKTR) -> None:
         self.callbacks: list[BaseCallback] = []
-        self.note = agent.faults.note
+        self.faults = agent.faults
 
 
 class _Counts(BaseCallback):
@@ -106,17 +103,14 @@ class _Counts(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.callbacks: list[BaseCallback] = [self]
-        self._faults = Faults()
-
-    def note(self, kind: str, what: str) -> None:
-        self._faults.note(kind, what)
+        self.faults = Faults()
 
     def _on_step(self) -> bool:
-        self._faults.take(self.locals["infos"])
+        self.faults.take(self.locals["infos"])
         return True
 
     def _on_rollout_end(self) -> None:
-        self._faults.record(self.logger.record)
+        self.faults.record(self.logger.record)
 
 
 def log_of(agent: OnPolicyAlgorithm) -> FaultLog:

@@ -103,7 +103,7 @@ class _Run:
         self.start, self.first = start, start.timesteps if start else 0
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
         self.faults = faults.log_of(agent)
-        self.disk = Disk(config.max_faults, self.faults.note)
+        self.disk = Disk(config.max_faults, self.faults.faults.note)
         self.recorder = EpisodeRecorder(directory, self.clock, self.first, self.disk)
         self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first, self.disk)
         self.evaluator.init_callback(agent)
@@ -162,7 +162,7 @@ class _Run:
             # The library's own log counts rollouts from where a part of the run began.
             self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.first == 0)
         except faults.FINAL as fault:
-            raise faults.ended(fault, self.agent, self.saver.save) from fault
+            raise faults.ended(fault, self.agent, self.faults, self.saver.save) from fault
         finally:
             self.recorder.flush()
             shown.close()

@@ -2,7 +2,7 @@
 
 ``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits;
 ``curvature`` repeats the papers' experiments within half an hour, and goes on when the same command is given again.
-``faults`` kills trainings and damages checkpoints for some minutes.
+``faults`` stops trainings and damages checkpoints for some minutes; ``soak`` runs for an hour and watches the memory.
 ``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
 stopped at any time, and go on when the same command is given again.
 """
@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import campaign, crew, engine, faults, report, throughput, uci, update
+from agents.benchmarks import campaign, crew, engine, faults, report, soak, throughput, uci, update
 from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
@@ -30,7 +30,8 @@ _ABOUT = {
     "engine": "Statistics, decomposition and solve of our curvature against nngeometry's and curvlinops'.",
     "uci": "Error and likelihood of Bayesian regression: noisy natural gradients and Bayes by Backprop.",
     "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
-    "faults": "Trainings killed at random instants and resumed, checkpoints damaged at random: nothing may be lost.",
+    "faults": "Trainings stopped at random instants and resumed, checkpoints damaged at random: nothing may be lost.",
+    "soak": "Long runs: does the memory stay flat, is every decomposition made?",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
 }
@@ -86,6 +87,14 @@ class Faults(faults.Plan):
 
 
 @dataclass(frozen=True)
+class Soak(soak.Plan):
+    """Options of ``soak``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
 class Mujoco(campaign.Plan):
     """Options of ``mujoco``."""
 
@@ -101,7 +110,7 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Soak | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
@@ -109,6 +118,7 @@ _OPTIONS: dict[str, type[_Options]] = {
     "uci": Uci,
     "curvature": Curvature,
     "faults": Faults,
+    "soak": Soak,
     "mujoco": Mujoco,
     "atari": Atari,
 }
@@ -125,8 +135,10 @@ _NUMBERS = (
     "splits",
     "epochs",
     "kills",
+    "interruptions",
     "corruptions",
     "rollouts",
+    "width",
 )
 
 
@@ -172,7 +184,8 @@ def _measure(name: str, options: _Options) -> report.Report:
         return campaign.run(name, campaign.Plan(**plan), options.output, console.say)
     if isinstance(options, curvature.Plan):
         return curvature.run(curvature.Plan(**plan), options.output, console.say)
-    room: Any = {"throughput": throughput, "update": update, "engine": engine, "uci": uci, "faults": faults}[name]
+    rooms = {"throughput": throughput, "update": update, "engine": engine, "uci": uci, "faults": faults, "soak": soak}
+    room: Any = rooms[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found
 

@@ -42,9 +42,21 @@ class Faults:
             kind: what it is counted under.
             what: one line.
         """
-        count = self.counts[kind] = self.counts.get(kind, 0) + 1
+        count = self.add(kind)
         if count & (count - 1) == 0:
             _log.warning("fault %d of kind '%s', training goes on: %s", count, kind, what)
+
+    def add(self, kind: str) -> int:
+        """Count one fault that ends training, and is told elsewhere.
+
+        Args:
+            kind: what it is counted under.
+
+        Returns:
+            How many there have been of its kind.
+        """
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        return self.counts[kind]
 
     def take(self, infos: list[dict[str, Any]]) -> None:
         """Count what the environments of a step tell.

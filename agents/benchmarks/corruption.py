@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents import checkpoint
-from agents.benchmarks.kills import SECTIONS, begin, unequal
+from agents.benchmarks.torment import SECTIONS, begin, unequal
 from agents.errors import UsageError
 from agents.rundir import RunDirectory
 

@@ -1,4 +1,4 @@
-"""Faults on purpose: processes killed at random instants, checkpoints damaged at random."""
+"""Faults on purpose: processes stopped at random instants, checkpoints damaged at random."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import envs
 from agents import configfiles
 from agents.benchmarks.corruption import Damage, corrupt
-from agents.benchmarks.kills import Torment, begin, torment
 from agents.benchmarks.report import Report, Table
+from agents.benchmarks.torment import INTERRUPTIONS, KILL, Torment, begin, torment
 from agents.errors import UsageError
 
 
@@ -23,9 +23,11 @@ class Plan:
     """What to break, and how often."""
 
     environments: tuple[str, ...] = ("CartPole-v1", "HalfCheetah-v5")
-    """Environments whose training is killed."""
+    """Environments whose training is stopped."""
     kills: int = 50
-    """Processes to kill, shared out over the environments."""
+    """Processes to kill with SIGKILL, shared out over the environments."""
+    interruptions: int = 30
+    """Processes to stop with SIGTERM, SIGINT, or SIGINT twice, shared out too."""
     corruptions: int = 200
     """Checkpoints to damage."""
     rollouts: int = 20
@@ -57,7 +59,7 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     for index, (env_id, arguments) in enumerate(lines.items()):
         room = folder / f"kills-{index}"
         room.mkdir()
-        torments.append(torment(env_id, arguments, _share(plan.kills, index, len(lines)), rng, room, tell))
+        torments.append(torment(env_id, arguments, blows_of(plan, index, rng), rng, room, tell))
     damage = _damage(plan, folder, rng, tell)
     failures = [*(failure for found in torments for failure in found.failures), *damage.failures]
     notes = [f"seed {plan.seed}; {plan.rollouts} rollouts a run, a checkpoint after each", *failures]
@@ -86,8 +88,21 @@ def arguments_of(plan: Plan, env_id: str) -> list[str]:
     ]
 
 
-def _share(total: int, index: int, parts: int) -> int:
-    return (total + parts - 1 - index) // parts
+def blows_of(plan: Plan, index: int, rng: random.Random) -> list[str]:
+    """Say what the processes of one environment are stopped with.
+
+    Args:
+        plan: The plan.
+        index: Which of its environments.
+        rng: Draws the order.
+
+    Returns:
+        Its share of all blows.
+    """
+    interruptions = [INTERRUPTIONS[number % len(INTERRUPTIONS)] for number in range(plan.interruptions)]
+    blows = ([KILL] * plan.kills + interruptions)[index :: len(plan.environments)]
+    rng.shuffle(blows)
+    return blows
 
 
 def _damage(plan: Plan, folder: Path, rng: random.Random, tell: Callable[[str], None]) -> Damage:
@@ -102,21 +117,23 @@ def _damage(plan: Plan, folder: Path, rng: random.Random, tell: Callable[[str], 
 
 def _tables(torments: list[Torment], damage: Damage) -> list[Table]:
     killed = Table(
-        "Killed with SIGKILL and resumed",
-        ("", "runs", "kills", "before a checkpoint", "in the midst of a file", "failures"),
-        [
-            tuple(map(str, (t.env_id, t.runs, t.kills, t.without_checkpoint, t.half_written, len(t.failures))))
-            for t in torments
-        ],
+        "Stopped and resumed",
+        ("", "runs", KILL, *INTERRUPTIONS, "before a checkpoint", "in the midst of a file", "failures"),
+        [tuple(map(str, _row(found))) for found in torments],
     )
     rows = [*damage.kinds.most_common(), ("an older one was used", damage.older_used), ("refused", damage.refused)]
     rows += [("programs run on them", damage.doors), ("failures", len(damage.failures))]
     return [killed, Table("Checkpoints damaged", ("", "times"), [(name, str(number)) for name, number in rows])]
 
 
+def _row(found: Torment) -> tuple[str | int, ...]:
+    blows = [found.blows[name] for name in (KILL, *INTERRUPTIONS)]
+    return found.env_id, found.runs, *blows, found.without_checkpoint, found.half_written, len(found.failures)
+
+
 def _results(torments: list[Torment], damage: Damage, failures: list[str]) -> dict[str, Any]:
     return {
-        "kills": [vars(found) for found in torments],
+        "stopped": [vars(found) | {"blows": dict(found.blows)} for found in torments],
         "damages": vars(damage) | {"kinds": dict(damage.kinds)},
         "failures": failures,
     }

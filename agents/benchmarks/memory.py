@@ -1,4 +1,4 @@
-"""Resident memory of the measuring process.
+"""Resident memory of a process.
 
 The peak is the kernel's high-water mark of this address space. ``getrusage`` would not do: on Linux its ``ru_maxrss``
 lives on through fork and exec, so a process started by a larger one reports the size of its parent.
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_OURS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,16 @@ class Memory:
     """The most that was ever resident."""
 
 
-def resident() -> float | None:
+def resident(process: int | None = None) -> float | None:
     """Say what is resident now.
+
+    Args:
+        process: Of whom; None for the measuring process.
 
     Returns:
         MiB; None where the kernel does not tell.
     """
-    return _read("VmRSS")
+    return _read("VmRSS", _OURS if process is None else Path(f"/proc/{process}/status"))
 
 
 def peak() -> float | None:
@@ -54,7 +57,7 @@ def since_imports(imports: float | None) -> Memory | None:
     return None if imports is None or highest is None else Memory(imports, highest)
 
 
-def _read(name: str, status: Path = _STATUS) -> float | None:
+def _read(name: str, status: Path = _OURS) -> float | None:
     try:
         found = re.search(rf"^{name}:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

@@ -13,7 +13,7 @@ import torch
 from acktr.curvature import BlockDiagonal
 from acktr.curvature.kronecker.ekfac import EKFACBlock
 from agents import configfiles
-from agents.benchmarks import engine, engines, measuring, memory, report
+from agents.benchmarks import engine, engines, measuring, memory, report, soak
 from agents.benchmarks.measuring import Phases, Timing, interleave, isolated, ratios, spread
 from agents.errors import UsageError
 
@@ -151,6 +151,37 @@ def test_systems_without_the_kernels_numbers_are_told_apart(tmp_path: Path) -> N
     assert (memory._read("VmHWM", table), memory._read("VmRSS", table)) == (2.0, 1.0)
     assert memory._read("VmNone", table) is None
     assert memory.since_imports(None) is None
+
+
+# ---------------------------------------------------------------------------------------------------- long runs
+
+
+FLAT = [300.0 + 0.01 * (number % 7) for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        (soak.Soak("a run", FLAT), None),
+        (soak.Soak("a run", [number * 30.0 for number in range(10)] + FLAT[10:]), None),
+        (
+            soak.Soak("a run", [300.0 + 0.1 * number for number in range(100)]),
+            "a run: the memory grew from 301.4 to 309.4",
+        ),
+        (soak.Soak("a run", FLAT, skipped_refreshes=1), "a run: 0 steps and 1 refreshes were skipped"),
+        (soak.Soak("a run", failures=["it ended"]), "a run: it ended"),
+    ],
+    ids=["flat", "flat after a tenth", "growing", "skipped", "ended"],
+)
+def test_long_runs_are_judged(found: soak.Soak, complaint: str | None) -> None:
+    assert [line[: len(complaint or "")] for line in soak.complaints(found)] == ([complaint] if complaint else [])
+
+
+def test_a_wide_net_learns_while_it_is_watched() -> None:
+    found = soak.wide_net(soak.Plan(updates=60, width=32))
+    assert soak.complaints(found) == []
+    assert len(found.resident) == 60
+    assert found.in_the_end > 50
 
 
 # ---------------------------------------------------------------------------------------------------- engine

@@ -6,11 +6,13 @@ The disk is made to fail by the operating system itself: the largest size of a f
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import shutil
+import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +47,37 @@ def no_larger_than(size: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def full_at(monkeypatch: pytest.MonkeyPatch, rollouts: set[int], size: int = 64) -> None:
-    """Fill the disk from the beginning of some rollouts, before a checkpoint is due, to the end of their updates."""
+@contextmanager
+def protected(path: Path) -> Generator[None]:
+    """Let nobody write below a folder: the system refuses with EACCES, root too, who is somebody else meanwhile."""
+    places = [path, *(place for place in path.rglob("*") if place.is_dir())]
+    for place in places:
+        place.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for place in places:
+            place.chmod(0o755)
+
+
+def broken_at(
+    monkeypatch: pytest.MonkeyPatch, rollouts: set[int], disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Break the disk from the beginning of some rollouts, before a checkpoint is due, to the end of their updates."""
     start, learn, seen = Saver._on_rollout_start, ACKTR.train, []
 
     def starting(self: Any) -> None:
         seen.append(1)
-        if len(seen) in rollouts:
-            with no_larger_than(size):
-                start(self)
-        else:
+        with disk() if len(seen) in rollouts else nullcontext():
             start(self)
 
     def learning(self: Any) -> None:
-        if len(seen) in rollouts:
-            with no_larger_than(size):
-                learn(self)
-        else:
+        with disk() if len(seen) in rollouts else nullcontext():
             learn(self)
 
     monkeypatch.setattr(Saver, "_on_rollout_start", starting)
@@ -114,13 +130,30 @@ def test_a_table_whose_file_is_gone_begins_a_new_one(tmp_path: Path) -> None:
     assert rows(tmp_path / "run" / "table.csv") == [{"a": "2"}]
 
 
-def test_a_full_disk_costs_time_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def open_path() -> Generator[Path]:
+    """A folder that everybody may look into; pytest's own are for its owner alone."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+DISKS = {
+    "full": (lambda path: no_larger_than(64), "File too large"),
+    "read-only": (lambda path: protected(path / "run"), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("kind", DISKS)
+def test_a_disk_that_takes_nothing_costs_time_and_nothing_else(
+    kind: str, open_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    tmp_path, (disk, says) = open_path, DISKS[kind]
     assert run(tmp_path / "sound", "--checkpoint.period", "32") == 0
     full = set(np.random.default_rng(0).choice(np.arange(2, ROLLOUTS), 10, replace=False).tolist())
     with monkeypatch.context() as patched:
-        full_at(patched, full)
+        broken_at(patched, full, lambda: disk(tmp_path))
         assert run(tmp_path / "run", "--checkpoint.period", "32", "--max-faults", "30") == 0
     sound, ours = (checkpoint.latest(rundir.existing(tmp_path / name)) for name in ("sound", "run"))
     for name, tensor in sound.parameters["policy"].items():
@@ -128,14 +161,14 @@ def test_a_full_disk_costs_time_and_nothing_else(
     known = [{k: v for k, v in row.items() if k != "faults/disk"} for row in rows(tmp_path / "run" / "progress.csv")]
     assert known == rows(tmp_path / "sound" / "progress.csv"), "rows waited until they could be written"
     assert int(rows(tmp_path / "run" / "progress.csv")[-1]["faults/disk"]) >= 10
-    assert "cannot write a checkpoint: File too large" in caplog.text
+    assert f"cannot write a checkpoint: {says}" in caplog.text
 
 
 def test_a_disk_that_stays_full_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        full_at(patched, set(range(6, 10**6)))
+        broken_at(patched, set(range(6, 10**6)), lambda: no_larger_than(64))
         assert run(tmp_path / "run", "--checkpoint.period", "32", "--max-faults", "3") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: stopped after 224 steps: cannot write: File too large")
@@ -147,18 +180,19 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(
 
 def test_a_tensorboard_folder_that_vanishes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, real, seen = rundir.RunDirectory(tmp_path / "run"), Saver._on_rollout_start, []
+    gone = set(np.random.default_rng(0).choice(np.arange(2, ROLLOUTS), 10, replace=False).tolist())
 
     def vanishing(self: Any) -> None:
         real(self)
         seen.append(1)
-        if len(seen) == ROLLOUTS // 2:
+        if len(seen) in gone:
             shutil.rmtree(directory.tensorboard)
 
     monkeypatch.setattr(Saver, "_on_rollout_start", vanishing)
-    assert run(tmp_path / "run") == 0
+    assert run(tmp_path / "run", "--max-faults", "30") == 0
     events = EventAccumulator(str(directory.tensorboard))
     events.Reload()
-    assert events.Scalars("faults/disk")[-1].value == 1
+    assert events.Scalars("faults/disk")[-1].value == 10
     assert events.Scalars("time/fps")[-1].step == max(int(r["time/total_timesteps"]) for r in rows(directory.progress))
 
 
@@ -169,19 +203,25 @@ def test_no_memory_left_ends_the_run_with_a_checkpoint_and_a_remedy(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = ACKTR.train
+    moments = np.random.default_rng(0).choice(np.arange(2, ROLLOUTS), 10, replace=False)
+    for moment in sorted(32 * moments):
 
-    def exhausted(self: Any) -> None:
-        if self.num_timesteps >= 320:
-            raise error
-        real(self)
+        def exhausted(self: Any, moment: int = moment) -> None:
+            if self.num_timesteps >= moment:
+                raise error
+            real(self)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(ACKTR, "train", exhausted)
-        assert run(tmp_path / "run") == 1
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "out of memory" in line and "shorter rollouts (n_steps)" in line and "8 GiB" not in line
-    assert checkpoint.latest(rundir.existing(tmp_path / "run")).timesteps == 320
+        with monkeypatch.context() as patched:
+            patched.setattr(ACKTR, "train", exhausted)
+            go_on = ["--resume", str(tmp_path / "run")]
+            assert (train.main(go_on) if (tmp_path / "run").exists() else run(tmp_path / "run")) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "out of memory" in line and "shorter rollouts (n_steps)" in line and "8 GiB" not in line
+        assert checkpoint.latest(rundir.existing(tmp_path / "run")).timesteps == moment
     assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    steps = [int(row["time/total_timesteps"]) for row in rows(tmp_path / "run" / "progress.csv")]
+    assert sorted(set(steps)) == list(range(32, STEPS + 1, 32))
+    assert rows(tmp_path / "run" / "progress.csv")[-1]["faults/memory"] == "10"
 
 
 def test_a_clock_that_jumps_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents import build, callbacks, checkpoint, configfiles, rundir, training
-from agents.benchmarks import corruption, faults, kills
+from agents.benchmarks import corruption, faults, torment
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.interruption import Stopper
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(whole: Path, tmp_path: Path, stop
     with pytest.raises(callbacks.Interrupted):
         run(tiny(), path, stop)
     assert resume(tiny(), path) == []
-    assert kills.differences(whole, path) == []
+    assert torment.differences(whole, path) == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_others_do_too(tmp_path: Path, algorithm: str, env_id: str) -> None:
     with pytest.raises(callbacks.Interrupted):
         run(config, tmp_path / "other", 31 if algorithm == "a2c" else 3)
     assert resume(config, tmp_path / "other") == []
-    assert kills.differences(tmp_path / "one", tmp_path / "other") == []
+    assert torment.differences(tmp_path / "one", tmp_path / "other") == []
 
 
 def lose_worlds(agent: Any) -> None:
@@ -125,7 +125,7 @@ def test_what_is_lost_shows(
 
     monkeypatch.setattr(training, "_resume", forget)
     resume(config, path)
-    assert kills.differences(whole, path) != []
+    assert torment.differences(whole, path) != []
 
 
 def test_a_log_that_is_lost_shows(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_log_that_is_lost_shows(whole: Path, tmp_path: Path, monkeypatch: pyte
         run(tiny(), path, 3)
     monkeypatch.setattr(training.worlds, "restore_log", lambda *_: None)
     resume(tiny(), path)
-    assert "progress.csv" in kills.differences(whole, path)[0]
+    assert "progress.csv" in torment.differences(whole, path)[0]
 
 
 def test_a_run_without_a_checkpoint_begins_anew(whole: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_run_without_a_checkpoint_begins_anew(whole: Path, tmp_path: Path) -> 
         other.unlink()
     assert len(rundir.read_rows(path / "progress.csv")) == 2
     assert resume(tiny(), path) == []
-    assert kills.differences(whole, path) == []
+    assert torment.differences(whole, path) == []
 
 
 def test_worlds_that_cannot_be_saved_begin_again_and_the_log_says_so(
@@ -227,18 +227,19 @@ def test_a_sealed_file_of_another_content_is_refused_in_one_line(whole: Path, tm
 # ---------------------------------------------------------------------------------------------------- for real
 
 
-def test_killed_runs_end_as_the_one_never_killed(tmp_path: Path) -> None:
+def test_stopped_runs_end_as_the_one_never_stopped(tmp_path: Path) -> None:
     plan = faults.Plan(rollouts=3)
     arguments = [*faults.arguments_of(plan, "CartPole-v1"), "--env.n-envs", "2", "--acktr.n-steps", "64"]
     arguments += ["--total-timesteps", "640", "--checkpoint.period", "128"]
-    found = kills.torment("CartPole-v1", arguments, 2, random.Random(1), tmp_path, lambda _: None)
+    blows = [torment.KILL, *torment.INTERRUPTIONS]
+    found = torment.torment("CartPole-v1", arguments, blows, random.Random(1), tmp_path, lambda _: None)
     assert found.failures == []
-    assert found.kills == 2
+    assert found.blows == dict.fromkeys(blows, 1)
     assert found.runs >= 1
     # The comparison can fail: a table that lost a digit is found.
     table = tmp_path / "run-0" / "progress.csv"
     table.write_text(table.read_text().replace("7", "8", 1))
-    assert "progress.csv" in kills.differences(tmp_path / "never-killed", tmp_path / "run-0")[0]
+    assert "progress.csv" in torment.differences(tmp_path / "never-stopped", tmp_path / "run-0")[0]
 
 
 def test_no_damaged_checkpoint_is_used(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,11 @@ MISTAKES = {
     "curvature --page file": ["file", "--page"],
     "curvature --summary-only": ["--summary-only"],
     "faults --kills 0": ["--kills", "0"],
+    "faults --interruptions 0": ["--interruptions", "0"],
     "faults --corruptions -1": ["--corruptions", "-1"],
     "faults --rollouts 0": ["--rollouts", "0"],
+    "soak --width 0": ["--width", "0"],
+    "soak --env-id CartPol-v1": ["CartPol-v1"],
     "faults --environments": ["--environments", "CartPole-v1"],
     "faults --environments CartPol-v1": ["CartPol-v1"],
     "mujoco --environments HalfCheeta-v5": ["HalfCheeta-v5", "'HalfCheetah-v5'"],
@@ -77,7 +80,7 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    names = ("throughput", "update", "engine", "uci", "curvature", "faults", "mujoco", "atari")
+    names = ("throughput", "update", "engine", "uci", "curvature", "faults", "soak", "mujoco", "atari")
     assert all(f"\n  {name} " in out for name in names)
 
 
@@ -92,6 +95,16 @@ def measured(name: str, *flags: str, folder: Path, capsys: pytest.CaptureFixture
     assert data["origin"]["command"].startswith(f"python -m scripts.benchmark {name}")
     assert "round 1 of 1" in captured.err
     return captured.out, data
+
+
+def test_a_short_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--env-id", "CartPole-v1", "--total-timesteps", "10000", "--updates", "40", "--width", "16"]
+    benchmark.main(["soak", *flags, "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "CartPole-v1, 10,000 steps" in out and "4 × 16, 40 updates" in out
+    data = json.loads(next(tmp_path.glob("soak-*.json")).read_text())
+    assert [found["skipped_steps"] for found in data["results"]["soaks"]] == [0, 0]
+    assert all(found["resident"] for found in data["results"]["soaks"])
 
 
 def test_throughput_in_processes_of_its_own(

@@ -1,4 +1,4 @@
-"""Training processes killed with SIGKILL at random instants and resumed, held against one that was never killed."""
+"""Training processes struck by signals at random instants and resumed, held against one that was never stopped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import random
 import runpy
+import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -28,6 +30,15 @@ SECTIONS = ("parameters", "normaliser", "rng", "worlds", "log")
 _PATIENCE = 30.0
 """How many times the reference's seconds, and how many seconds more, a process may take before it counts as hanging."""
 
+KILL = "SIGKILL"
+INTERRUPTIONS = ("SIGTERM", "SIGINT", "SIGINT twice")
+_SIGNALS = {
+    KILL: (signal.SIGKILL,),
+    "SIGTERM": (signal.SIGTERM,),
+    "SIGINT": (signal.SIGINT,),
+    "SIGINT twice": (signal.SIGINT, signal.SIGINT),
+}
+
 
 @dataclass
 class Torment:
@@ -36,47 +47,53 @@ class Torment:
     env_id: str
     """The environment."""
     seconds: float
-    """What the run that was never killed took."""
+    """What the run that was never stopped took."""
     runs: int = 0
     """Runs that were brought to their end."""
-    kills: int = 0
-    """Processes killed."""
+    blows: Counter[str] = field(default_factory=Counter)
+    """Processes stopped, by signal."""
     without_checkpoint: int = 0
-    """Kills that came before the run's first checkpoint."""
+    """Processes that were gone before the run's first checkpoint."""
     half_written: int = 0
-    """Kills that came within the writing of a file."""
+    """Processes that were gone within the writing of a file."""
     failures: list[str] = field(default_factory=list)
     """Resumes that did not go on, and runs that came out different."""
 
 
 def torment(
-    env_id: str, arguments: Sequence[str], kills: int, rng: random.Random, folder: Path, tell: Callable[[str], None]
+    env_id: str,
+    arguments: Sequence[str],
+    blows: Sequence[str],
+    rng: random.Random,
+    folder: Path,
+    tell: Callable[[str], None],
 ) -> Torment:
-    """Train again and again, killing and resuming, until enough processes are dead.
+    """Train again and again, stopping and resuming, until every blow has struck a process.
 
     Args:
         env_id: What to train on.
         arguments: Further options of the training, seed included.
-        kills: How many processes to kill.
+        blows: What to send, one to a process: `KILL` or one of `INTERRUPTIONS`.
         rng: Draws the instants, each uniform over what a whole run takes.
         folder: An empty folder for the runs.
         tell: Where to announce each run.
 
     Returns:
-        What was found; its failures are empty if every run equals the one never killed.
+        What was found; its failures are empty if every run equals the one never stopped.
     """
     warm = begin(["--help"], folder / "help.log")  # the first process waits for the imports, and must not be the clock
     warm.join()
-    whole, began = folder / "never-killed", time.monotonic()
+    whole, began = folder / "never-stopped", time.monotonic()
     if _wait(begin([env_id, *arguments, "--run-dir", str(whole)], _log(whole)), None, began):
-        return Torment(env_id, 0.0, failures=[f"{env_id}: the run that was never killed failed ({_log(whole)})"])
-    found = Torment(env_id, time.monotonic() - began)
-    while found.kills < kills and len(found.failures) < 3:
+        return Torment(env_id, 0.0, failures=[f"{env_id}: the run that was never stopped failed ({_log(whole)})"])
+    found, left = Torment(env_id, time.monotonic() - began), list(blows)
+    while left and len(found.failures) < 3:
         path = folder / f"run-{found.runs}"
-        complaint = _survive(path, [env_id, *arguments], kills, rng, found)
+        complaint = _survive(path, [env_id, *arguments], left, rng, found)
         found.failures += [complaint] if complaint else differences(whole, path)
         found.runs += 1
-        tell(f"{env_id}: {found.kills} of {kills} kills, {found.runs} runs, {len(found.failures)} failures")
+        struck = f"{found.blows.total()} of {len(blows)} processes stopped"
+        tell(f"{env_id}: {struck}, {found.runs} runs, {len(found.failures)} failures")
     return found
 
 
@@ -120,25 +137,39 @@ def differences(whole: Path, path: Path) -> list[str]:
     return [f"{path}: {', '.join(found)} differ from {whole}"] if found else []
 
 
-def _survive(path: Path, arguments: Sequence[str], kills: int, rng: random.Random, found: Torment) -> str | None:
+def _survive(path: Path, arguments: Sequence[str], blows: list[str], rng: random.Random, found: Torment) -> str | None:
     directory = RunDirectory(path)
     while True:
         known = directory.config.exists()
         command = ["--resume", str(path)] if known else [*arguments, "--run-dir", str(path)]
         process, began = begin(command, _log(path)), time.monotonic()
-        if found.kills < kills:
+        if blows:
             process.join(rng.uniform(0, found.seconds))
             if process.is_alive():
-                process.kill()
-                process.join()
-                _note(found, directory)
-                continue
+                status = _strike(process, blows[0], rng, found.seconds)
+                if status:  # 0: it came to its end before it could stop, and the blow is left for another
+                    _note(found, blows.pop(0), directory)
+                    if status not in _STOPPED:
+                        return f"{path} was left by its process with status {status} ({_log(path)})"
+                    continue
         status = _wait(process, found.seconds, began)
         return f"{path} ended with status {status} ({_log(path)})" if status else None
 
 
-def _note(found: Torment, directory: RunDirectory) -> None:
-    found.kills += 1
+_STOPPED = (130, -signal.SIGKILL, -signal.SIGTERM)
+"""How a process may end that was stopped; SIGTERM's own, where it came before anyone watched for it."""
+
+
+def _strike(process: BaseProcess, blow: str, rng: random.Random, seconds: float) -> int | str | None:
+    for which in _SIGNALS[blow]:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, which)
+            process.join(rng.uniform(0, 0.02))
+    return _wait(process, seconds, time.monotonic())
+
+
+def _note(found: Torment, blow: str, directory: RunDirectory) -> None:
+    found.blows[blow] += 1
     found.without_checkpoint += not checkpoint.listing(directory)
     found.half_written += any(directory.path.rglob("*.tmp"))
 
