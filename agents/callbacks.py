@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -53,6 +54,19 @@ class Clock:
             Seconds of training so far.
         """
         return time.monotonic() - self._start
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Stop the clock for a while.
+
+        Yields:
+            Nothing.
+        """
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._start += time.monotonic() - since
 
 
 class EpisodeRecorder(BaseCallback):
@@ -202,7 +216,8 @@ class Evaluator(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._due(self.num_timesteps):
-            scores = self.run()
+            with self._clock.paused():
+                scores = self.run()
             self.logger.record("eval/mean_reward", scores.mean)
             self.logger.record("eval/mean_ep_length", scores.steps / len(scores.lengths))
 

@@ -9,6 +9,7 @@ from acktr.combination import LayerCombination, WholeDirection
 from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
+from acktr.sb3.forgiveness import Forgiveness
 from acktr.sb3.noise import LearnedNoise, Noise, ScheduledNoise
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
@@ -121,13 +122,17 @@ def _damping(config: ActorConfig | CriticConfig) -> float | LevenbergMarquardt:
 
 def _noise(config: ActorConfig) -> Noise:
     if config.log_std_final is None:
+        if config.forgiven_noise:
+            raise UsageError(
+                "forgiven_noise tries out a scheduled noise; set log_std_final too, or forgiven_noise False"
+            )
         return LearnedNoise(schedule(config.noise_min, config.noise_decay))
     if config.noise_min > 0:
         raise UsageError(
             f"noise_min {config.noise_min} bounds a learned noise, log_std_final {config.log_std_final} is the end of "
             "one that is not; leave one of them out (noise_min 0, log_std_final None)"
         )
-    return ScheduledNoise(config.log_std_final)
+    return ScheduledNoise(config.log_std_final, Forgiveness() if config.forgiven_noise else None)
 
 
 def _combination(config: ActorConfig | CriticConfig) -> LayerCombination | None:

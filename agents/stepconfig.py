@@ -122,6 +122,9 @@ class ActorConfig:
     log_std_final: float | None
     """Logarithm of the standard deviation at the end of training, to which it moves from policy.log_std_init linearly;
     None learns the noise."""
+    forgiven_noise: bool
+    """Try out before training whether the first scheduled noise ends episodes that rest survives, and lower the whole
+    schedule until it does not; the steps it takes count."""
     exploration_kl: float
     """Expected KL, in nats per dimension of the action, between the policy and one drawn around it by the curvature for
     each environment and rollout; 0 draws none. For small policies on vectors."""

@@ -34,7 +34,7 @@ class Result:
     timesteps: int
     """Environment steps."""
     seconds: float
-    """Training time, evaluations during training included."""
+    """Training time, without that of evaluations."""
     steps_per_second: float
     """Mean speed of this part of the run."""
     training_return: float | None

@@ -42,7 +42,7 @@ from acktr.sb3.schedules import Schedule, at
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.sb3.state import UpdateState
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
-from acktr.sb3.watch import hold_noise
+from acktr.sb3.watch import hold_noise, try_out_noise
 from acktr.step import StepRule
 
 Self = TypeVar("Self", bound="ACKTR")
@@ -272,9 +272,18 @@ class ACKTR(OnPolicyAlgorithm):
         else:
             self._log("train", self._train_actor(rollout))
             self._log("critic", self._train_critic(rollout))
-        self.actor.noise.keep(self.policy, self._current_progress_remaining)
-        hold_noise(self)
+        self._hold_noise()
         self._log_rollout(rollout)
+
+    def _hold_noise(self) -> None:
+        self.actor.noise.keep(self.policy, self._current_progress_remaining, self.update_state.noise_shift)
+        hold_noise(self)
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        total_timesteps, callback = super()._setup_learn(*arguments, **options)
+        if self._n_updates == self.num_timesteps == 0:
+            try_out_noise(self)
+        return total_timesteps, callback
 
     @property
     def faults(self) -> Faults:

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Generator
 
+from acktr.sb3.forgiveness import Forgiveness, Trial, try_noise
 from acktr.sb3.schedules import Schedule, at
 
 
@@ -50,13 +53,28 @@ class LearnedNoise:
             policy: the new policy.
         """
 
+    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
+        """Try nothing: what is too large is unlearned.
+
+        Args:
+            policy: the new policy.
+            env: its environment.
+            total: environment steps of the whole training.
+            generator: of noise.
+
+        Returns:
+            No shift, at no price.
+        """
+        return Trial(0.0, 0)
+
     @torch.no_grad()
-    def keep(self, policy: ActorCriticPolicy, progress_remaining: float) -> None:
+    def keep(self, policy: ActorCriticPolicy, progress_remaining: float, shift: float) -> None:
         """Hold the floor.
 
         Args:
             policy: after an update.
             progress_remaining: 1 at the start of training, 0 at its end.
+            shift: what trying out came to.
         """
         least = at(self.least, progress_remaining)
         if least > 0:
@@ -72,6 +90,9 @@ class ScheduledNoise:
 
     last: float
     """Natural logarithm of the standard deviation at the end of training."""
+    forgiveness: Forgiveness | None = None
+    """Whether, and how, it is tried out before training how much noise the environment forgives: where episodes end of
+    the first noise and would not at rest, the whole schedule is lower. None does not try."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.last):
@@ -97,15 +118,32 @@ class ScheduledNoise:
         """
         policy.log_std.requires_grad_(False)
 
+    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
+        """Find out what the environment forgives, if that is wanted.
+
+        Args:
+            policy: the new policy.
+            env: its environment, which has to be reset afterwards.
+            total: environment steps of the whole training.
+            generator: of noise.
+
+        Returns:
+            Nats by which the whole schedule has to be lower, and the steps it took.
+        """
+        if self.forgiveness is None:
+            return Trial(0.0, 0)
+        return try_noise(env, policy.log_std_init, self.forgiveness, total, generator)
+
     @torch.no_grad()
-    def keep(self, policy: ActorCriticPolicy, progress_remaining: float) -> None:
+    def keep(self, policy: ActorCriticPolicy, progress_remaining: float, shift: float) -> None:
         """Go on along the schedule.
 
         Args:
             policy: after an update.
             progress_remaining: 1 at the start of training, 0 at its end.
+            shift: what trying out came to.
         """
-        policy.log_std.fill_(self.last + (policy.log_std_init - self.last) * progress_remaining)
+        policy.log_std.fill_(shift + self.last + (policy.log_std_init - self.last) * progress_remaining)
 
 
 Noise = LearnedNoise | ScheduledNoise

@@ -26,6 +26,8 @@ class UpdateState:
     def __init__(self, seed: int) -> None:
         self.generator = Generator().manual_seed(seed)
         self.faults = Faults()
+        self.noise_shift = 0.0
+        """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
         self.normaliser: VecNormalize | None = None
         self._waiting: dict[str, Any] | None = None
 
@@ -44,7 +46,7 @@ class UpdateState:
         """Tensors and numbers only."""
         normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
         state = {"generator": self.generator.get_state(), "normaliser": normaliser}
-        return state | {"faults": self.faults.state_dict()}
+        return state | {"faults": self.faults.state_dict(), "noise_shift": self.noise_shift}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what `state_dict` returned.
@@ -56,6 +58,7 @@ class UpdateState:
         self.generator.set_state(state["generator"].cpu())
         if "faults" in state:  # older files have none
             self.faults.load_state_dict(state["faults"])
+        self.noise_shift = state.get("noise_shift", 0.0)
         self._waiting = state["normaliser"]
         self.attach(self.normaliser)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ BROKEN_POLICY = (
     "the policy's outputs are not finite although the observations are: its parameters are broken; "
     "go on from an earlier save"
 )
+
+
+_log = logging.getLogger("acktr.noise")
 
 
 class Watch:
@@ -103,6 +107,27 @@ def finite(values: NDArray[Any]) -> bool:
     """
     # Both show in a sum of squares, which one call takes; so does a square too large for the type.
     return values.dtype.kind != "f" or bool(np.isfinite(np.vdot(values, values))) or bool(np.isfinite(values).all())
+
+
+def try_out_noise(agent: ACKTR) -> None:
+    """Let a new agent find out how much noise its environment forgives, if its settings say so; the steps count.
+
+    Args:
+        agent: before its first rollout.
+    """
+    env = agent.env
+    assert env is not None
+    trial = agent.actor.noise.try_out(agent.policy, env, agent._total_timesteps, agent.update_state.generator)
+    if trial.steps == 0:
+        return
+    agent.num_timesteps += trial.steps
+    agent.update_state.noise_shift = trial.shift
+    agent.actor.noise.keep(agent.policy, 1.0, trial.shift)
+    agent._last_obs = env.reset()  # type: ignore[assignment]
+    agent._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    if trial.shift:
+        std = float(agent.policy.log_std.detach().exp().mean())
+        _log.warning("the first noise ends episodes that rest survives: its standard deviation is now %.2g", std)
 
 
 def hold_noise(agent: ACKTR) -> None:

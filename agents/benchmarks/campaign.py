@@ -25,7 +25,7 @@ from agents.benchmarks.crew import Failure
 from agents.benchmarks.outcomes import Outcome
 from agents.benchmarks.report import Report
 from agents.benchmarks.stages import Run
-from agents.config import Algorithm, RunConfig
+from agents.config import Algorithm, EvaluationConfig, RunConfig
 from agents.errors import UsageError
 from agents.ranges import check as check_ranges
 from agents.rundir import RunDirectory
@@ -35,6 +35,7 @@ ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 """Whoever can be sent on a campaign."""
 
 _OURS = standings.OURS
+_EPISODES_UNDER_WAY = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class Plan:
     file, as the peers always do."""
     episodes: int = 100
     """Episodes of each evaluation of a final agent: as many without noise, as many with sampled actions."""
+    evaluation_period: int = 50_000
+    """Environment steps between two evaluations of an agent that learns, 10 episodes each without noise; the runs'
+    clocks stand still meanwhile. 0 for none."""
     summary_only: bool = False
     """Train nothing; summarise what is there."""
 
@@ -145,7 +149,9 @@ def runs_of(plan: Plan, output: Path) -> Iterator[Run]:
     def config_of(env_id: str, algorithm: Any) -> RunConfig:
         source = plan.acktr_config if algorithm == _OURS else None
         config = configfiles.load(source, env_id) if source else configfiles.shipped(env_id, algorithm)
-        return _on_one_thread(replace(config, algorithm=algorithm, total_timesteps=plan.total_timesteps))
+        looked_at = EvaluationConfig(_EPISODES_UNDER_WAY, plan.evaluation_period)
+        wanted = replace(config, total_timesteps=plan.total_timesteps, evaluation=looked_at)
+        return _on_one_thread(replace(wanted, algorithm=algorithm))
 
     seeds = {algorithm: plan.seeds if algorithm == _OURS else plan.peer_seeds for algorithm in plan.algorithms}
     for number in range(max(seeds.values())):
@@ -245,7 +251,9 @@ def summarise(
     table = standings.compute(found, random)
     results = {
         **asdict(table),
-        "ratios_of_steps": {env_id: race.ratio for env_id, race in table.races.items()},
+        "ratios_of_steps": {
+            measure: {env_id: race.ratio for env_id, race in races.items()} for measure, races in table.races.items()
+        },
         "runs": [outcomes.plain(outcome) for outcome in found],
         "failures": [asdict(failure) for failure in failures],
     }

@@ -21,6 +21,21 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Track:
+    """What a run's agent was worth as it learned."""
+
+    steps: Array
+    """Environment steps, [looks]."""
+    means: Array
+    """Mean returns, [looks]."""
+    seconds: Array
+    """Seconds of training on the run's own clock, [looks]."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A run that was trained to its end."""
 
@@ -38,6 +53,8 @@ class Outcome:
     """Their raw returns, [episodes]."""
     seconds: Array
     """When they ended, in seconds of training on the run's own clock, [episodes]."""
+    evaluated: Track
+    """Evaluations without noise, under way and at the end."""
     steps_per_second: float
     """Training speed."""
 
@@ -66,7 +83,8 @@ def read(run: Run) -> Outcome | None:
         scores = {"training": result["training_return_last_100"], **_evaluations(run)}
         there = {name: float(score) for name, score in scores.items() if score is not None}
         speed = float(result["steps_per_second"])
-        return Outcome(config.env_id, config.algorithm, config.seed, there, ends, returns, seconds, speed)
+        who = config.env_id, config.algorithm, config.seed
+        return Outcome(*who, there, ends, returns, seconds, _track(directory.evaluations), speed)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{directory.path} is damaged ({error}); remove it to train the run again") from None
 
@@ -137,6 +155,11 @@ def random_score(config: RunConfig, episodes: int, path: Path) -> float:
         scores = evaluation.evaluate(_Dice(env), env, episodes, seed=EVALUATION_SEED)
     rundir.write_json(path, {"env_id": config.env_id, "seed": EVALUATION_SEED, **scores.summary()})
     return scores.mean
+
+
+def _track(path: Path) -> Track:
+    rows: Any = rundir.read_json(path) if path.exists() else []
+    return Track(*(np.array([float(row[name]) for row in rows]) for name in ("timesteps", "mean_return", "seconds")))
 
 
 def _evaluations(run: Run) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agents.benchmarks.report import Table
-from agents.benchmarks.standings import MEASURES, OURS, RIVAL, Comparison, Estimate, Overall, Standings
+from agents.benchmarks.standings import MEASURES, OURS, RIVAL, Comparison, Estimate, Overall, Race, Sprint, Standings
 
 _NAMES = {"acktr": "ACKTR", "ppo": "PPO", "trpo": "TRPO", "a2c": "A2C"}
 _HEADS = ("training, last 100", "deterministic", "stochastic")
@@ -21,7 +21,9 @@ def tables(standings: Standings) -> list[Table]:
     Returns:
         Those tables that have rows.
     """
-    made = [_returns(standings), _against(standings), _overall(standings), _races(standings), _sprints(standings)]
+    made = [_returns(standings), _against(standings), _overall(standings)]
+    made += [_races(races, measure) for measure, races in standings.races.items()]
+    made += [_sprints(sprints, measure) for measure, sprints in standings.sprints.items()]
     return [table for table in made if table.rows]
 
 
@@ -54,17 +56,17 @@ def _overall(standings: Standings) -> Table:
     return Table(title, ("algorithm", *_HEADS), rows)
 
 
-def _races(standings: Standings) -> Table:
+def _races(races: Mapping[str, Race], measure: str) -> Table:
     rows = [
         [env_id, f"{found.mark:,.1f}", _number(found.ours), _number(found.theirs), _number(found.ratio, 2)]
-        for env_id, found in standings.races.items()
+        for env_id, found in races.items()
     ]
     ours, rival = _NAMES[OURS], _NAMES[RIVAL]
-    title = f"Environment steps until the interquartile mean of the training return is {rival}'s final one"
+    title = f"Environment steps until the interquartile mean of the {measure} return is {rival}'s final one"
     return Table(title, ("environment", f"{rival}'s final", ours, rival, f"{ours} ÷ {rival}"), rows)
 
 
-def _sprints(standings: Standings) -> Table:
+def _sprints(sprints: Mapping[str, Mapping[str, Sprint]], measure: str) -> Table:
     rows = [
         [
             env_id,
@@ -73,10 +75,10 @@ def _sprints(standings: Standings) -> Table:
             _number(found.median),
             f"{found.reached} of {found.runs}",
         ]
-        for env_id, by in standings.sprints.items()
+        for env_id, by in sprints.items()
         for algorithm, found in by.items()
     ]
-    title = "Seconds of training until the training return is there: median over seeds, on the runs' own clocks"
+    title = f"Seconds of training until the {measure} return is there: median over seeds, on the runs' own clocks"
     return Table(title, ("environment", "algorithm", "return", "seconds", "seeds that got there"), rows)
 
 

@@ -96,16 +96,17 @@ def train_command(run: Run, *, resume: bool) -> list[str]:
     Returns:
         The command line.
     """
-    program, path = [sys.executable, "-m", "scripts.train"], str(run.directory.path)
+    program, path, config = [sys.executable, "-m", "scripts.train"], str(run.directory.path), run.config
+    looks = ["--evaluation.period", str(config.evaluation.period)]
+    looks += ["--evaluation.episodes", str(config.evaluation.episodes)]
     if resume:
-        return [*program, "--resume", path]
-    config = run.config
+        return [*program, "--resume", path, *looks]
     who = [config.env_id, "--algorithm", config.algorithm, "--seed", str(config.seed), "--run-dir", path]
     how = ["--total-timesteps", str(config.total_timesteps), "--torch-threads", str(config.torch_threads)]
     source = ["--config", str(run.source)] if run.source else []
     threads = config.env.options.atari.threads
     emulators = ["--env.options.atari.threads", str(threads)] if threads else []
-    return [*program, *who, *how, *source, *emulators]
+    return [*program, *who, *how, *looks, *source, *emulators]
 
 
 def evaluate_command(run: Run, kind: Kind) -> list[str]:

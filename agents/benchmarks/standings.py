@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.benchmarks.outcomes import Outcome
+from agents.benchmarks.outcomes import Outcome, Track
 from agents.callbacks import LAST
 from agents.curves import iqm, stratified_bootstrap
 
@@ -36,7 +36,10 @@ MEASURES = ("training", "deterministic", "stochastic")
 """Mean return of the last 100 training episodes, and of the final agent without noise and with sampled actions."""
 
 THRESHOLDS = {"HalfCheetah-v5": 4500.0, "Hopper-v5": 2500.0, "Walker2d-v5": 3000.0}
-"""Training returns to be reached in as few seconds as possible."""
+"""Returns to be reached in as few seconds as possible."""
+
+WAYS = ("training", "deterministic")
+"""Measures taken while an agent learns: the return of what it does, noise and all, and of what it has learned."""
 
 GRID = 1000
 """Times at which a mean over runs is compared with a mark."""
@@ -129,10 +132,10 @@ class Standings:
     """Ours against the best peer, by environment and measure."""
     overall: Mapping[str, Mapping[str, Overall]]
     """By algorithm and measure."""
-    races: Mapping[str, Race]
-    """By environment."""
-    sprints: Mapping[str, Mapping[str, Sprint]]
-    """By environment and algorithm."""
+    races: Mapping[str, Mapping[str, Race]]
+    """By measure and environment."""
+    sprints: Mapping[str, Mapping[str, Mapping[str, Sprint]]]
+    """By measure, environment and algorithm."""
 
 
 def compute(outcomes: Sequence[Outcome], random: Mapping[str, float]) -> Standings:
@@ -149,18 +152,13 @@ def compute(outcomes: Sequence[Outcome], random: Mapping[str, float]) -> Standin
     scores = {env_id: {name: _scores(runs) for name, runs in by.items()} for env_id, by in groups.items()}
     scales = {env_id: _scales(by, random[env_id]) for env_id, by in scores.items()}
     against = {env_id: _against(by.get(OURS, {}), scales[env_id]) for env_id, by in scores.items()}
-    races = {env_id: race(by.get(OURS, []), by.get(RIVAL, [])) for env_id, by in groups.items()}
     names = dict.fromkeys(name for by in groups.values() for name in by)
     return Standings(
         {env_id: {name: _estimates(measured) for name, measured in by.items()} for env_id, by in scores.items()},
         {env_id: found for env_id, found in against.items() if found},
         {name: _overall(name, scores, scales) for name in names},
-        {env_id: found for env_id, found in races.items() if found is not None},
-        {
-            env_id: {name: sprint(runs, THRESHOLDS[env_id]) for name, runs in by.items()}
-            for env_id, by in groups.items()
-            if env_id in THRESHOLDS
-        },
+        {measure: _races(groups, measure) for measure in WAYS},
+        {measure: _sprints(groups, measure) for measure in WAYS},
     )
 
 
@@ -223,55 +221,56 @@ def normalise(scores: Array, by: Scale) -> Array:
     return (scores - by.random) / (by.best - by.random)
 
 
-def progress(run: Outcome) -> tuple[Array, Array]:
-    """Follow a run's mean return over the last 100 episodes.
-
-    Before 100 episodes have ended there is none: a lucky first one must not count as having learnt.
+def track(run: Outcome, measure: str) -> Track:
+    """Follow a run.
 
     Args:
         run: The run.
+        measure: ``deterministic`` for its evaluations, or ``training`` for the mean return of the last 100 episodes.
+            Before 100 have ended there is none: a lucky first one must not count as having learnt.
 
     Returns:
-        The number of each episode from which on there is a mean, and that mean, both [episodes - 99] or empty.
+        The track, which may be empty.
     """
-    if len(run.returns) < LAST:
-        return np.zeros(0), np.zeros(0)
+    if measure == "deterministic":
+        return run.evaluated
     sums = np.concatenate([[0.0], np.cumsum(run.returns)])
-    return np.arange(LAST - 1, len(run.returns), dtype=np.float64), (sums[LAST:] - sums[:-LAST]) / LAST
+    return Track(run.ends[LAST - 1 :], (sums[LAST:] - sums[:-LAST]) / LAST, run.seconds[LAST - 1 :])
 
 
-def centre(runs: Sequence[Outcome]) -> tuple[Array, Array]:
+def centre(runs: Sequence[Outcome], measure: str) -> tuple[Array, Array]:
     """Follow the interquartile mean over runs.
 
     Args:
         runs: Runs of one algorithm on one environment.
+        measure: What to follow.
 
     Returns:
         Steps, from where all runs have a mean to where the first one ends, and the interquartile mean of their means,
         both [``GRID``]; empty if a run has none.
     """
-    followed = [progress(run) for run in runs]
-    if not runs or not all(len(means) for _, means in followed):
+    tracks = [track(run, measure) for run in runs]
+    if not runs or not all(map(len, tracks)):
         return np.zeros(0), np.zeros(0)
-    ends = [run.ends[LAST - 1 :] for run in runs]
-    last = min(times[-1] for times in ends)
-    grid = np.linspace(min(max(times[0] for times in ends), last), last, GRID)
-    # The last episode that has ended by then; a run whose means begin later than another ends shows its first.
-    at = [np.maximum(np.searchsorted(times, grid, side="right") - 1, 0) for times in ends]
-    return grid, iqm(np.stack([means[index] for (_, means), index in zip(followed, at, strict=True)]))
+    last = min(each.steps[-1] for each in tracks)
+    grid = np.linspace(min(max(each.steps[0] for each in tracks), last), last, GRID)
+    # The last one by then; a run whose means begin later than another ends shows its first.
+    at = [np.maximum(np.searchsorted(each.steps, grid, side="right") - 1, 0) for each in tracks]
+    return grid, iqm(np.stack([each.means[index] for each, index in zip(tracks, at, strict=True)]))
 
 
-def race(ours: Sequence[Outcome], rivals: Sequence[Outcome]) -> Race | None:
+def race(ours: Sequence[Outcome], rivals: Sequence[Outcome], measure: str) -> Race | None:
     """Count the steps to the rival's final return.
 
     Args:
         ours: Our runs on an environment.
         rivals: The rival's.
+        measure: Which return.
 
     Returns:
-        The race; None where one of them has no runs with 100 episodes each.
+        The race; None where one of them has no runs with a track each.
     """
-    (our_steps, our_means), (their_steps, their_means) = centre(ours), centre(rivals)
+    (our_steps, our_means), (their_steps, their_means) = centre(ours, measure), centre(rivals, measure)
     if not len(our_steps) or not len(their_steps):
         return None
     mark = float(their_means[-1])
@@ -279,41 +278,58 @@ def race(ours: Sequence[Outcome], rivals: Sequence[Outcome]) -> Race | None:
     return None if theirs is None else Race(mark, _first(our_steps, our_means, mark), theirs)
 
 
-def sprint(runs: Sequence[Outcome], threshold: float) -> Sprint:
+def sprint(runs: Sequence[Outcome], threshold: float, measure: str) -> Sprint:
     """Time the way to a return.
 
     Args:
         runs: Runs of one algorithm on one environment, at least one.
-        threshold: The mean return of 100 training episodes to be reached.
+        threshold: The mean return to be reached.
+        measure: Of what.
 
     Returns:
         The time on the runs' own clocks.
     """
-    times = [seconds_to(run, threshold) for run in runs]
+    times = [seconds_to(run, threshold, measure) for run in runs]
     reached = [time for time in times if time is not None]
     never = [np.inf] * (len(times) - len(reached))
     median = float(np.median([*reached, *never]))
     return Sprint(threshold, median if np.isfinite(median) else None, len(reached), len(times))
 
 
-def seconds_to(run: Outcome, threshold: float) -> float | None:
+def seconds_to(run: Outcome, threshold: float, measure: str) -> float | None:
     """Time one run's way to a return.
 
     Args:
         run: The run.
-        threshold: The mean return of 100 training episodes to be reached.
+        threshold: The mean return to be reached.
+        measure: Of what.
 
     Returns:
         Seconds on the run's own clock; None if it never got there.
     """
-    episodes, means = progress(run)
-    number = _first(episodes, means, threshold)
-    return None if number is None else float(run.seconds[int(number)])
+    followed = track(run, measure)
+    return _first(followed.seconds, followed.means, threshold)
 
 
 def _first(positions: Array, values: Array, mark: float) -> float | None:
     there = np.flatnonzero(values >= mark)
     return float(positions[there[0]]) if len(there) else None
+
+
+_Groups = Mapping[str, Mapping[str, list[Outcome]]]  # by environment and algorithm
+
+
+def _races(groups: _Groups, measure: str) -> dict[str, Race]:
+    races = {env_id: race(by.get(OURS, []), by.get(RIVAL, []), measure) for env_id, by in groups.items()}
+    return {env_id: found for env_id, found in races.items() if found is not None}
+
+
+def _sprints(groups: _Groups, measure: str) -> dict[str, dict[str, Sprint]]:
+    return {
+        env_id: {name: sprint(runs, THRESHOLDS[env_id], measure) for name, runs in by.items()}
+        for env_id, by in groups.items()
+        if env_id in THRESHOLDS
+    }
 
 
 _Scores = Mapping[str, Array]  # by measure, those that a run has

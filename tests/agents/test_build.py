@@ -31,6 +31,7 @@ from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.optimizer import NaturalGradient
 from acktr.sb3 import ACKTR
+from acktr.sb3.forgiveness import Forgiveness
 from acktr.sb3.noise import LearnedNoise, ScheduledNoise
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
@@ -94,8 +95,8 @@ def test_settings_reach_acktr() -> None:
 
 
 NAMES_OF_OURS = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
-NAMES_OF_OURS |= {"exploration_decay", "noise_min", "log_std_final"}
-NAMES_OF_THEIRS = {"noise"}  # learned, with noise_min, or scheduled, to log_std_final
+NAMES_OF_OURS |= {"exploration_decay", "noise_min", "log_std_final", "forgiven_noise"}
+NAMES_OF_THEIRS = {"noise"}  # learned, with noise_min, or scheduled, to log_std_final, perhaps with forgiven_noise
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
@@ -331,6 +332,10 @@ def test_a_schedule_of_the_noise_reaches_acktr_and_leaves_no_floor_beside_it() -
     continuous = spaces.Box(-1, 1, (2,), np.float32)
     agent: Any = build.make_agent(with_actor(log_std_final=-2.0), still(VECTOR, continuous))
     assert agent.actor.noise == ScheduledNoise(-2.0)
+    agent = build.make_agent(with_actor(log_std_final=-2.0, forgiven_noise=True), still(VECTOR, continuous))
+    assert agent.actor.noise == ScheduledNoise(-2.0, Forgiveness())
+    with pytest.raises(UsageError, match="forgiven_noise tries out a scheduled noise; set log_std_final too"):
+        build.make_agent(with_actor(forgiven_noise=True), still(VECTOR, continuous))
     with pytest.raises(UsageError, match=r"scheduled noise .* is for Box actions, got Discrete\(2\)"):
         build.make_agent(with_actor(log_std_final=-2.0), still(VECTOR))
     with pytest.raises(UsageError, match=r"noise_min 0\.25 .* log_std_final -2\.0 .* leave one of them out"):

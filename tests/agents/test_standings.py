@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agents.benchmarks import scoreboard, standings
-from agents.benchmarks.outcomes import Outcome
+from agents.benchmarks.outcomes import Outcome, Track
 
 
 def outcome(
@@ -18,7 +18,9 @@ def outcome(
     """A run whose episodes end every ten steps and every two seconds."""
     values = np.array(returns, dtype=float)
     numbers = np.arange(1.0, len(values) + 1)
-    return Outcome(env_id, algorithm, seed, scores or {}, 10 * numbers, values, 2 * numbers, 5.0)
+    hundreds = numbers[99::100]
+    evaluated = Track(10 * hundreds, 1 + values[99::100], 2 * hundreds)
+    return Outcome(env_id, algorithm, seed, scores or {}, 10 * numbers, values, 2 * numbers, evaluated, 5.0)
 
 
 def trained(env_id: str, algorithm: str, *scores: float) -> list[Outcome]:
@@ -87,51 +89,65 @@ def test_the_standings_of_two_environments_by_hand() -> None:
 
 
 def test_a_mean_return_needs_a_hundred_episodes() -> None:
-    episodes, means = standings.progress(outcome(returns=[1000.0] + [0.0] * 100))
-    np.testing.assert_array_equal(episodes, [99, 100])
-    np.testing.assert_allclose(means, [10.0, 0.0])
-    assert standings.seconds_to(outcome(returns=[1000.0] + [0.0] * 100), 11.0) is None  # the first one was luck
-    assert not len(standings.progress(outcome(returns=[5.0] * 99))[0])
+    followed = standings.track(outcome(returns=[1000.0] + [0.0] * 100), "training")
+    np.testing.assert_array_equal(followed.steps, [1000, 1010])
+    np.testing.assert_allclose(followed.means, [10.0, 0.0])
+    np.testing.assert_array_equal(followed.seconds, [200, 202])
+    # The first one was luck.
+    assert standings.seconds_to(outcome(returns=[1000.0] + [0.0] * 100), 11.0, "training") is None
+    assert not len(standings.track(outcome(returns=[5.0] * 99), "training"))
 
 
 def test_seconds_to_a_return_by_hand() -> None:
     run = outcome(returns=[0.0] * 100 + [10.0] * 100)
     # After 150 episodes of two seconds, half of the last hundred paid 10.
-    assert standings.seconds_to(run, 5.0) == pytest.approx(300.0)
-    assert standings.seconds_to(run, 10.0) == pytest.approx(400.0)
-    assert standings.seconds_to(run, 10.1) is None
+    assert standings.seconds_to(run, 5.0, "training") == pytest.approx(300.0)
+    assert standings.seconds_to(run, 10.0, "training") == pytest.approx(400.0)
+    assert standings.seconds_to(run, 10.1, "training") is None
 
 
 def test_runs_that_never_get_there_count_as_infinite() -> None:
     fast, slow = outcome(returns=[10.0] * 100), outcome(returns=[0.0] * 100 + [10.0] * 100)
     never = outcome(returns=[0.0] * 200)
-    assert standings.sprint([fast, slow, never], 10.0) == standings.Sprint(10.0, 400.0, 2, 3)
-    assert standings.sprint([fast, never], 10.0) == standings.Sprint(10.0, None, 1, 2)
-    assert standings.sprint([fast, slow], 10.0).median == pytest.approx(300.0)  # without it: a faster team
+    assert standings.sprint([fast, slow, never], 10.0, "training") == standings.Sprint(10.0, 400.0, 2, 3)
+    assert standings.sprint([fast, never], 10.0, "training") == standings.Sprint(10.0, None, 1, 2)
+    assert standings.sprint([fast, slow], 10.0, "training").median == pytest.approx(300.0)  # without it: a faster team
 
 
 def test_a_race_by_hand() -> None:
     rival = outcome(algorithm="ppo", returns=[0.0] * 200 + [10.0] * 200)
     ours = outcome(returns=[0.0] * 100 + [20.0] * 300)
-    found = standings.race([ours], [rival])
+    found = standings.race([ours], [rival], "training")
     assert found is not None
     # The rival's mean is 10 after 300 episodes for the first time, ours after 150; an episode has ten steps.
     assert found.mark == pytest.approx(10.0)
     assert found.theirs == pytest.approx(3000, abs=10)
     assert found.ours == pytest.approx(1500, abs=10)
     assert found.ratio == pytest.approx(0.5, abs=0.01)
-    lost = standings.race([rival], [ours])
+    lost = standings.race([rival], [ours], "training")
     assert lost is not None
     assert lost.ours is None
     assert lost.ratio is None
-    assert standings.race([ours], [outcome(returns=[1.0] * 50)]) is None
-    assert standings.race([], [rival]) is None
+    assert standings.race([ours], [outcome(returns=[1.0] * 50)], "training") is None
+    assert standings.race([], [rival], "training") is None
+
+
+def test_a_race_of_evaluations_by_hand() -> None:
+    rival = outcome(algorithm="ppo", returns=[0.0] * 200 + [10.0] * 200)
+    ours = outcome(returns=[0.0] * 100 + [20.0] * 300)
+    found = standings.race([ours], [rival], "deterministic")
+    assert found is not None
+    # Looked at after 100, 200, 300 and 400 episodes: 1, 1, 11, 11 and 1, 21, 21, 21.
+    assert (found.mark, found.theirs, found.ours) == pytest.approx((11.0, 3000.0, 2000.0), abs=5)
+    assert standings.seconds_to(ours, 11.0, "deterministic") == pytest.approx(400.0)
+    assert standings.race([ours], [outcome(returns=[1.0] * 50)], "deterministic") is None
 
 
 def test_a_race_is_run_by_the_interquartile_mean() -> None:
     rival = outcome(algorithm="ppo", returns=[0.0] * 100 + [10.0] * 100)
     good, bad = outcome(returns=[10.0] * 200), outcome(returns=[0.0] * 200)
-    most, few = standings.race([good] * 7 + [bad], [rival]), standings.race([good] + [bad] * 7, [rival])
+    most = standings.race([good] * 7 + [bad], [rival], "training")
+    few = standings.race([good] + [bad] * 7, [rival], "training")
     assert most is not None
     assert few is not None
     assert most.ours == pytest.approx(1000)
@@ -143,7 +159,7 @@ def test_standings_of_a_part_of_the_runs() -> None:
     assert alone.returns["A"]["acktr"]["training"].runs == 2
     assert "deterministic" not in alone.returns["A"]["acktr"]  # trained, not evaluated yet
     assert not alone.against
-    assert not alone.races
+    assert not any(alone.races.values())
     assert [table.columns[0] for table in scoreboard.tables(alone)] == ["environment"]
     peers = standings.compute(trained("A", "ppo", 1.0), {"A": 0.0})
     assert not peers.against
@@ -163,4 +179,5 @@ def test_tables_and_plain_numbers() -> None:
     for part in ("2.00 [2.00, 2.00] PPO", "ACKTR ÷ PPO", "1 of 1", "5,000.0 [5,000.0, 5,000.0]", "4,500", "–"):
         assert part in text
     again = json.loads(json.dumps(asdict(found), allow_nan=False))
-    assert again["sprints"]["HalfCheetah-v5"]["acktr"]["median"] == pytest.approx(380.0)
+    assert again["sprints"]["training"]["HalfCheetah-v5"]["acktr"]["median"] == pytest.approx(380.0)
+    assert again["sprints"]["deterministic"]["HalfCheetah-v5"]["acktr"]["median"] == pytest.approx(400.0)
