@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agents.errors import UsageError
+
+with suppress(ImportError):  # POSIX alone has it
+    import fcntl
 
 
 @contextmanager
@@ -16,18 +18,22 @@ def claimed(folder: Path, otherwise: str) -> Generator[int]:
     """Claim a folder.
 
     The claim is a lock on the open folder, which ends with the last process that holds it open: whoever is killed gives
-    it up, and who is still at work for a program that was killed does not.
+    it up, and who is still at work for a program that was killed does not. Where folders cannot be locked (Windows)
+    nothing is claimed.
 
     Args:
         folder: The folder, which is there.
         otherwise: What to say if somebody else holds it.
 
     Yields:
-        The open folder, to be handed on to processes that work in it too.
+        The open folder, to be handed on to processes that work in it too; -1 where nothing is claimed.
 
     Raises:
         UsageError: If somebody else holds it.
     """
+    if os.name != "posix":
+        yield -1
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
