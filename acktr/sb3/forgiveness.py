@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Generator
 
-_MOST_DEATHS = 1 / 8
+_MOST_DEATHS = 1 / 16
 """Share of the episodes that may end early under a noise that counts as forgiven."""
 
 
@@ -30,7 +30,7 @@ class Forgiveness:
     """Most noises tried below the first."""
     margin: float = 0.4
     """Nats below the largest noise that is forgiven at rest: whoever has learned to walk falls more easily."""
-    longest: int = 1000
+    longest: int = 500
     """Steps after which an episode counts as survived."""
     share: float = 0.1
     """Largest share of training that trying out may take; what cannot be afforded is not tried."""
