@@ -51,9 +51,9 @@ def ended(fault: Exception, agent: OnPolicyAlgorithm, log: FaultLog, save: Calla
         What to raise.
     """
     if isinstance(fault, _NO_MEMORY):  # other faults were counted where they arose
-        log.faults.add("memory")
-    if log.faults.unrecorded:
-        log.faults.record(agent.logger.record)
+        log.counts.add("memory")
+    if log.counts.unrecorded:
+        log.counts.record(agent.logger.record)
         agent.logger.dump(agent.num_timesteps)
     saved = None
     agent._last_obs = None  # the environments stand anywhere in a rollout that is lost: they begin again
@@ -85,8 +85,8 @@ class FaultLog(Protocol):
 
     callbacks: list[BaseCallback]
     """What the learner has to call."""
-    faults: Faults
-    """The counts."""
+    counts: Faults
+    """What was counted."""
 
 
 class _Own:
@@ -94,7 +94,7 @@ class _Own:
 
     def __init__(self, agent: ACKTR) -> None:
         self.callbacks: list[BaseCallback] = []
-        self.faults = agent.faults
+        self.counts = agent.faults
 
 
 class _Counts(BaseCallback):
@@ -103,14 +103,14 @@ class _Counts(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.callbacks: list[BaseCallback] = [self]
-        self.faults = Faults()
+        self.counts = Faults()
 
     def _on_step(self) -> bool:
-        self.faults.take(self.locals["infos"])
+        self.counts.take(self.locals["infos"])
         return True
 
     def _on_rollout_end(self) -> None:
-        self.faults.record(self.logger.record)
+        self.counts.record(self.logger.record)
 
 
 def log_of(agent: OnPolicyAlgorithm) -> FaultLog:

@@ -102,8 +102,8 @@ class _Run:
         self.config, self.directory, self.stopper, self.agent = config, directory, stopper, agent
         self.start, self.first = start, start.timesteps if start else 0
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
-        self.faults = faults.log_of(agent)
-        self.disk = Disk(config.max_faults, self.faults.faults.note)
+        self.fault_log = faults.log_of(agent)
+        self.disk = Disk(config.max_faults, self.fault_log.counts.note)
         self.recorder = EpisodeRecorder(directory, self.clock, self.first, self.disk)
         self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first, self.disk)
         self.evaluator.init_callback(agent)
@@ -157,12 +157,12 @@ class _Run:
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            callbacks = [self.recorder, *self.faults.callbacks, Scribe(_LOG_INTERVALS[self.config.algorithm])]
+            callbacks = [self.recorder, *self.fault_log.callbacks, Scribe(_LOG_INTERVALS[self.config.algorithm])]
             callbacks += [Shower(shown, self.recorder), self.evaluator, self.saver]
             # The library's own log counts rollouts from where a part of the run began.
             self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.start is None)
         except faults.FINAL as fault:
-            raise faults.ended(fault, self.agent, self.faults, self.saver.save) from fault
+            raise faults.ended(fault, self.agent, self.fault_log, self.saver.save) from fault
         finally:
             self.recorder.flush()
             shown.close()

@@ -9,6 +9,7 @@ more plainly.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,54 @@ from acktr.sb3.forgiveness import Forgiveness, Trial, try_noise
 from acktr.sb3.schedules import Schedule, at
 
 
+class Noise(ABC):
+    """How the standard deviations of Box actions develop; without effect on Discrete ones."""
+
+    @abstractmethod
+    def check(self, space: spaces.Space[object]) -> None:
+        """Refuse actions that have no such noise.
+
+        Args:
+            space: of the actions.
+
+        Raises:
+            ValueError: says why.
+        """
+
+    def begin(self, policy: ActorCriticPolicy) -> None:
+        """Prepare a policy; unless this says otherwise, log standard deviations are parameters like others.
+
+        Args:
+            policy: the new policy.
+        """
+
+    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
+        """Find out what the environment forgives; unless this says otherwise, nothing is tried.
+
+        Args:
+            policy: the new policy.
+            env: its environment, which has to be reset after steps were taken.
+            total: environment steps of the whole training.
+            generator: of noise.
+
+        Returns:
+            Nats to be added to log standard deviations, and the steps it took.
+        """
+        return Trial(0.0, 0)
+
+    @abstractmethod
+    def keep(self, policy: ActorCriticPolicy, progress_remaining: float, shift: float) -> None:
+        """Hold the noise where it belongs.
+
+        Args:
+            policy: after an update.
+            progress_remaining: 1 at the start of training, 0 at its end.
+            shift: what trying out came to.
+        """
+
+
 @dataclass(frozen=True)
-class LearnedNoise:
+class LearnedNoise(Noise):
     """A log standard deviation that takes the policy's steps, above a floor."""
 
     least: Schedule = 0.0
@@ -46,27 +93,6 @@ class LearnedNoise:
         if least > 0 and not isinstance(space, spaces.Box):
             raise ValueError(f"a least noise (noise_min) is for Box actions, got {space}; leave it at 0")
 
-    def begin(self, policy: ActorCriticPolicy) -> None:
-        """Do nothing: log standard deviations are parameters like others.
-
-        Args:
-            policy: the new policy.
-        """
-
-    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
-        """Try nothing: what is too large is unlearned.
-
-        Args:
-            policy: the new policy.
-            env: its environment.
-            total: environment steps of the whole training.
-            generator: of noise.
-
-        Returns:
-            No shift, at no price.
-        """
-        return Trial(0.0, 0)
-
     @torch.no_grad()
     def keep(self, policy: ActorCriticPolicy, progress_remaining: float, shift: float) -> None:
         """Hold the floor.
@@ -82,7 +108,7 @@ class LearnedNoise:
 
 
 @dataclass(frozen=True)
-class ScheduledNoise:
+class ScheduledNoise(Noise):
     """A log standard deviation that is not learned: from the policy's `log_std_init` it moves linearly to its last.
 
     The whole radius is then the mean's.
@@ -144,7 +170,3 @@ class ScheduledNoise:
             shift: what trying out came to.
         """
         policy.log_std.fill_(shift + self.last + (policy.log_std_init - self.last) * progress_remaining)
-
-
-Noise = LearnedNoise | ScheduledNoise
-"""How the standard deviations of Box actions develop; without effect on Discrete ones."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from agents.benchmarks import engines, memory
 from agents.benchmarks.measuring import isolated
 from agents.benchmarks.report import Report, Table
 from agents.benchmarks.torment import begin
-from agents.rundir import RunDirectory
+from agents.rundir import RunDirectory, read_rows
 
 ALLOWED_GROWTH = 0.02
 """Share by which the resident memory may grow after the first tenth of a run."""
@@ -126,8 +125,7 @@ def training(plan: Plan, folder: Path) -> Soak:
     if process.exitcode or not directory.progress.exists():
         soak.failures.append(f"training ended with status {process.exitcode} ({log})")
         return soak
-    with directory.progress.open(encoding="utf-8") as stream:
-        last = list(csv.DictReader(stream))[-1]
+    last = read_rows(directory.progress)[-1]
     soak.skipped_steps, soak.skipped_refreshes = (
         sum(int(float(last[name] or 0)) for name in last if name.endswith(ending))
         for ending in ("/skipped_steps", "/skipped_refreshes")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from acktr.optimizer import NaturalGradient
 from agents import checkpoint, rundir
 from envs import toy
 from scripts import train
+from tests.events import shown
 
 SHORT = ["--env.n-envs", "2", "--acktr.n-steps", "16", "--a2c.n-steps", "16", "--evaluation.episodes", "1"]
 
@@ -41,18 +41,12 @@ def last_row(path: Path) -> dict[str, str]:
         return list(csv.DictReader(stream))[-1]
 
 
-def shown(path: Path, tag: str) -> float:
-    events = EventAccumulator(str(rundir.existing(path).tensorboard))
-    events.Reload()
-    return float(events.Scalars(tag)[-1].value)
-
-
 @pytest.mark.parametrize("algorithm", ["acktr", "a2c"])
 def test_a_run_survives_and_counts(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = set(np.random.default_rng(0).choice(np.arange(20, 600), 12, replace=False).tolist())
     break_at(monkeypatch, steps)
     assert run(tmp_path / "run", "--total-timesteps", "640", "--algorithm", algorithm, "--max-faults", "50") == 0
-    assert shown(tmp_path / "run", "faults/reward") == 12
+    assert shown(tmp_path / "run" / "tensorboard")["faults/reward"] == 12
     assert last_row(tmp_path / "run")["faults/reward"] == "12"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["timesteps"] == 640
