@@ -255,7 +255,9 @@ class ProcessRanks(Ranks):
         flat = joined(tensors)
         self._count(kind, flat)
         dist.broadcast(flat, source, group=group)
-        return list(tensors) if source == self.rank else taken_apart(flat, tensors)
+        # The source goes on with what it sent: a decomposition's own tensors may lie in memory in another order, in
+        # which products are rounded otherwise.
+        return taken_apart(flat, tensors)
 
     def _sum(self, kind: Kind, flat: Tensor) -> None:
         self._count(kind, flat)
