@@ -1,9 +1,12 @@
-"""Tensors in a row: symmetric ones as their upper triangles, many as one, one as many of bounded size."""
+"""Tensors in a row: symmetric ones as triangles, many as one, one as many of bounded size; and whatever as bytes."""
 
 from __future__ import annotations
 
+import ctypes
+import io
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,3 +87,32 @@ def buckets(flat: Tensor, most_bytes: int) -> Iterator[Tensor]:
         The views, which cover it.
     """
     yield from torch.split(flat, max(1, most_bytes // flat.element_size()))
+
+
+def as_bytes(thing: Any) -> Tensor:
+    """Anything that torch saves.
+
+    Args:
+        thing: tensors, numbers, names, and collections of them.
+
+    Returns:
+        Bytes, in the processor's memory.
+    """
+    file = io.BytesIO()
+    torch.save(thing, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def from_bytes(data: Tensor, device: torch.device) -> Any:
+    """What `as_bytes` took.
+
+    Args:
+        data: bytes, from a process that is trusted.
+        device: where tensors of another process's GPU go.
+
+    Returns:
+        The thing.
+    """
+    data = data.cpu()
+    file = io.BytesIO(ctypes.string_at(data.data_ptr(), len(data)))
+    return torch.load(file, lambda s, where: s if where == "cpu" else s.to(device=device), weights_only=False)

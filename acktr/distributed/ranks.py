@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from acktr.distributed.packing import buckets, joined, taken_apart
+from acktr.distributed.packing import as_bytes, buckets, from_bytes, joined, taken_apart
 from acktr.distributed.placement import Grid
 from acktr.ranks import Ranks
 from acktr.tree import Tensors
@@ -159,10 +159,19 @@ class ProcessRanks(Ranks):
         Returns:
             One for each rank.
         """
-        things = [thing] * self.size
-        if self.size > 1:
-            dist.all_gather_object(things, thing)
-        return things
+        if self.size == 1:
+            return [thing]
+        # Not by torch's own collective for objects, which wants numpy.
+        own = as_bytes(thing).to(self._device)
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=self._device)
+        sizes[self.rank] = len(own)
+        dist.all_reduce(sizes)
+        everyones = []
+        for rank, size in enumerate(sizes.tolist()):
+            buffer = own if rank == self.rank else own.new_empty(size)
+            dist.broadcast(buffer, rank)
+            everyones.append(from_bytes(buffer, self._device))
+        return everyones
 
     # ------------------------------------------------------------------------------------------- for the curvature
 

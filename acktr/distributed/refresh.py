@@ -2,7 +2,8 @@
 
 A decomposition that is under way in another thread comes into use a stated number of curvature updates after it was
 begun, ready or not: who is early waits for that update, who is late is waited for. So all ranks change bases at the
-same update, a run repeats itself to the last bit, and no basis is older than the period of refreshes plus that number.
+same update, a run repeats itself to the last bit, and no basis is older than that number and the period of refreshes
+together, or than twice that number where it is the longer.
 """
 
 from __future__ import annotations

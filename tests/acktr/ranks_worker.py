@@ -283,6 +283,12 @@ LOST = {
 """On 2 ranks; they must not equal the oracle."""
 
 
+def of(size: int) -> list[str]:
+    """Which of `CASES` so many ranks run: of half of 2, one keeps a layer; and one process has no placement."""
+    placements = {1: ["comm"], 2: ["comm", "mem"], 4: list(PLACEMENTS)}[size]
+    return [name for name, case in CASES.items() if case.placement in placements]
+
+
 def half_and_state(folder: Path, rank: int, size: int) -> None:
     """Save what ten updates leave, from rank 0, for any number of ranks to go on from."""
     case = Case("sre", "conv", "mem", refresh=Background(2))
@@ -329,7 +335,7 @@ def main(folder: Path, rank: int, size: int) -> None:
     if size == 4:
         half_and_state(folder, rank, size)
         found["wide"] = {name: train(case, rank, size)["traffic"] for name, case in WIDE.items()}
-    cases = {name: case for name, case in CASES.items() if size > 1 or case.placement == "comm"}
+    cases = {name: CASES[name] for name in of(size)}
     if size < 4:
         cases |= FEW | {
             "resumed": Case("sre", "conv", "hybrid", refresh=Background(2), interrupted=f"{folder}/half.pt")

@@ -1,12 +1,13 @@
-"""Several processes with a share of the batch each take the steps of one process with all of it (gloo, real processes).
+"""Several processes with a share of the batch each take the steps of one process with all of it: real ones, over gloo.
 
-Runs are in float64, because in float32 twenty updates let rounding grow to 1e-6 of the parameters and beyond; one case in
-float32 says how far.
+Runs are in float64, because in float32 rounding grows to some 1e-6 of the parameters' way within a few updates; one
+case in float32 says how far.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from acktr.distributed.traffic import LayerSize, traffic
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TOLERANCE = 1e-5
-PATIENCE = 240
+PATIENCE = 600
+"""Seconds; on two cores by themselves all processes together take a tenth of it."""
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 
 def worker() -> ModuleType:
@@ -44,10 +47,10 @@ Found = dict[int, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> Found:
-    """What every case left on every rank of 4, of 2 and of 1; the larger ones first, whose state the others go on from."""
+    """What every case left on every rank of 4, of 2 and of 1; 4 come first, whose state the others go on from."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    for size in (4, 2, 1):
+    for sizes in ((4,), (2, 1)):
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(WORKER), str(folder), str(rank), str(size)],
@@ -55,10 +58,11 @@ def found(tmp_path_factory) -> Found:
                 stderr=subprocess.PIPE,
                 text=True,
             )
+            for size in sizes
             for rank in range(size)
         ]
         told = list(_finished(ranks))
-        assert [rank.returncode for rank in ranks] == [0] * size, told
+        assert not any(rank.returncode for rank in ranks), told
     names = {size: [folder / f"found-{size}-{rank}.pt" for rank in range(size)] for size in (1, 2, 4)}
     return {size: [torch.load(name, weights_only=False) for name in each] for size, each in names.items()}
 
@@ -80,16 +84,14 @@ def relative(run: dict[str, Any], oracle: dict[str, Any]) -> float:
 
 def alike(runs: list[dict[str, Any]]) -> bool:
     """Whether all ranks hold the same parameters and tell the same of every step, to the last bit."""
-    return all(torch.equal(run[what], runs[0][what]) for run in runs for what in ("path",)) and all(
-        torch.equal(run["reports"].nan_to_num(-1), runs[0]["reports"].nan_to_num(-1)) for run in runs
-    )
+    told = [(run["path"], run["reports"].nan_to_num(-1)) for run in runs]
+    return all(torch.equal(mine, first) for each in told for mine, first in zip(each, told[0], strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------- the oracle
 
 
-@pytest.mark.parametrize("name", CASES.CASES)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size in (2, 4) for name in CASES.of(size)])
 def test_ranks_with_a_share_of_the_batch_equal_one_process_with_all_of_it(found, size, name):
     case = CASES.CASES[name]
     oracle, runs = found[1][0][f"{case.network} {case.curvature} comm"], [each[name] for each in found[size]]
@@ -123,7 +125,7 @@ def test_a_reduction_that_is_left_out_is_seen(found, name):
 
 
 def test_damping_that_follows_the_loss_and_a_search_that_asks_for_it_had_something_to_do(found):
-    assert found[1][0]["Levenberg-Marquardt"]["damping"] != 0.1
+    assert abs(found[1][0]["Levenberg-Marquardt"]["damping"] - 0.1) > 1e-3
     assert (found[1][0]["line search"]["reports"][:, 2] < 0.02).all()
 
 
@@ -165,6 +167,7 @@ def test_a_grid_has_rows_and_columns():
     assert all(rank in grid.in_column(grid.column_of(rank)) for rank in range(6))
     assert all(rank in grid.in_row(grid.row_of(rank)) for rank in range(6))
     assert (CommOpt().grid(6), MemOpt().grid(6)) == (Grid(6, 6), Grid(6, 1))
+    assert HybridOpt(0.5).grid(2) == MemOpt().grid(2)  # of 2 ranks it is the same run
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.5, 3), (0.3, 4), (0.1, 4)])
@@ -186,17 +189,17 @@ def test_decompositions_are_assigned_longest_first():
     assert assign([], 3) == []
 
 
-def test_no_rank_has_much_more_to_do_than_it_must():
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_no_rank_has_more_to_do_than_the_bound_allows(ranks):
     generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
-        ranks = int(torch.randint(1, 9, (), generator=generator))
-        costs = (torch.rand(12, generator=generator) ** 3).tolist()
-        loads = [0.0] * ranks
-        for cost, owner in zip(costs, assign(costs, ranks), strict=True):
-            loads[owner] += cost
-        least = max(max(costs), sum(costs) / ranks)
-        assert max(loads) <= least + max(costs)  # holds for any list; longest first is never further off
-        assert max(loads) <= 4 / 3 * least + max(sorted(costs)[:-ranks] or [0]) + 1e-12
+    for _ in range(10):
+        costs = (torch.rand(7, generator=generator) ** 3).tolist()
+        best = min(longest(costs, owners, ranks) for owners in itertools.product(range(ranks), repeat=7))
+        assert longest(costs, assign(costs, ranks), ranks) <= (4 / 3 - 1 / (3 * ranks)) * best + 1e-12
+
+
+def longest(costs, owners, ranks):
+    return max(sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(ranks))
 
 
 def test_bad_costs_are_refused():
@@ -244,8 +247,8 @@ def test_one_process_in_the_background_swaps_where_it_should(oracle):
         loss.backward()
         optimizer.step()
         ages.append(optimizer.curvature.diagnostics()["basis_age"])
-    # The first basis at once; the next begins one update later (the first had nothing to wait for) and swaps three on.
-    assert ages == [0, 1, 2, 3, 3, 4, 5] or ages == [0, 1, 2, 3, 3, 4, 5][: len(ages)]
+    # The first basis at once; the next begins at the second update and comes into use three later, three updates old.
+    assert ages == [0, 1, 2, 3, 3, 4, 5]
 
 
 # ---------------------------------------------------------------------------------------------------- traffic
@@ -279,8 +282,8 @@ def test_what_is_foretold_by_hand():
     assert (everywhere.lent, everywhere.solutions, everywhere.gradients) == (0, 0, 8 * 26)
     in_one_place = traffic(layers, 26, Grid(2, 1), 0, item=8)
     assert (in_one_place.lent, in_one_place.bases, in_one_place.solutions) == (8 * 13, 0, 8 * 26)
-    assert everywhere.sent(Grid(2, 2), 1, 1, 1, 1) == 8 * (40 + 26) + 8 * 68 / 2
-    assert in_one_place.sent(Grid(2, 1), 1, 1, 1, 1) == 8 * (40 + 26) + 8 * (13 + 26) / 2
+    assert everywhere.sent(Grid(2, 2), 1, 1, 1, 1) == pytest.approx(8 * (40 + 26) + 8 * 68 / 2)
+    assert in_one_place.sent(Grid(2, 1), 1, 1, 1, 1) == pytest.approx(8 * (40 + 26) + 8 * (13 + 26) / 2)
 
 
 # ---------------------------------------------------------------------------------------------------- packing
