@@ -274,7 +274,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         else:
             try:
                 descent = self._descent(gradient, part)
-                descent = replace(descent, quadratic=self._ranks.agreed(descent.quadratic))
+                if self._ranks.size > 1:
+                    descent = replace(descent, quadratic=self._ranks.agreed(descent.quadratic))
             except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 self._skip("direction")
                 return None

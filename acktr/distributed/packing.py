@@ -115,4 +115,8 @@ def from_bytes(data: Tensor, device: torch.device) -> Any:
     """
     data = data.cpu()
     file = io.BytesIO(ctypes.string_at(data.data_ptr(), len(data)))
-    return torch.load(file, lambda s, where: s if where == "cpu" else s.to(device=device), weights_only=False)
+
+    def located(storage: Any, where: str) -> Any:
+        return storage if where == "cpu" else storage.to(device=device)
+
+    return torch.load(file, located, weights_only=False)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from acktr import SENG, Categorical, EigenAdam, ExactCG, NaturalGradient, RunningEKFAC
-from acktr.curvature import BKFAC, EKFAC, BlockDiagonal
+from acktr.curvature import BKFAC, EKFAC, BlockDiagonal, Place
 from acktr.distributed import Background, CommOpt, Distributed, Grid, HybridOpt, MemOpt, assign
 from acktr.distributed.packing import buckets, joined, symmetric, taken_apart, triangle
 from acktr.distributed.traffic import LayerSize, traffic
@@ -113,6 +113,11 @@ def test_every_kind_of_step_is_decided_alike(found, name):
 def test_in_float32_rounding_stays_within_the_tolerance_for_eight_updates(found):
     assert 1e-9 < relative(found[2][0]["float32"], found[1][0]["float32"]) < TOLERANCE
     assert alike([each["float32"] for each in found[2]])
+
+
+def test_gradients_that_the_wrapper_has_averaged_are_not_sent_again(found):
+    assert "gradients" not in found[2][0]["wrapped"]["traffic"]
+    assert "gradients" in found[2][0]["synchronous"]["traffic"]
 
 
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all(found):
@@ -253,17 +258,23 @@ def test_one_process_in_the_background_swaps_where_it_should(oracle):
 
 # ---------------------------------------------------------------------------------------------------- traffic
 
-WIDE = {
-    "ekfac": [LayerSize(24, 19, 24**3 + 19**3, scalings=True), LayerSize(48, 217, 217**3, scalings=True)],
-    "sre wide": [LayerSize(24, 19, 24**3 + 19**3), LayerSize(48, 217, 217**2, (16, 16))],
-}
-LAST = {"ekfac": LayerSize(3, 49, 49**3, scalings=True), "sre wide": LayerSize(3, 49, 49**2, (3, 16))}
+SHAPES = [(24, 19), (48, 217), (3, 49)]
+KEPT = {"ekfac": [None, None, None], "sre wide": [None, (16, 16), (3, 16)]}
+
+
+def sizes(curvature):
+    """The wide network's layers."""
+    costs = [CASES.CURVATURES[curvature].build(Place(shape)).decomposition_cost for shape in SHAPES]
+    return [
+        LayerSize(*shape, cost, kept, scalings=curvature == "ekfac")
+        for shape, cost, kept in zip(SHAPES, costs, KEPT[curvature], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", CASES.WIDE)
 def test_traffic_is_what_the_model_foretells(found, name):
     case = CASES.WIDE[name]
-    layers = [*WIDE[case.curvature], LAST[case.curvature]]
+    layers = sizes(case.curvature)
     grid = CASES.PLACEMENTS[case.placement].grid(4)
     for rank, each in enumerate(found[4]):
         counted = each["wide"][name]
