@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from agents import callbacks, checkpoint, configfiles, faults, interruption, loading, provenance, rundir, training
+from agents.claims import claimed
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.ranges import check
@@ -51,28 +53,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     check(arguments.run)
-    start = _start(arguments.resume) if arguments.resume else None
     path = arguments.resume or arguments.run_dir or _new_path(arguments.run)
-    directory = rundir.RunDirectory(path)
+    directory, otherwise = rundir.RunDirectory(path), f"another process trains in {path}; wait for it, or stop it"
+    with ExitStack() as claims:
+        if arguments.resume:  # before anything is read that somebody else may be writing
+            claims.enter_context(claimed(rundir.existing(path).path, otherwise))
+        start = _start(arguments.resume) if arguments.resume else None
 
-    def open_directory() -> rundir.RunDirectory:
-        _open(directory, arguments, argv)
-        print(f"{_title(arguments.run)}: {path}", flush=True)
-        return directory
+        def open_directory() -> rundir.RunDirectory:
+            _open(directory, arguments, argv)
+            if not arguments.resume:
+                claims.enter_context(claimed(path, otherwise))
+            print(f"{_title(arguments.run)}: {path}", flush=True)
+            return directory
 
+        return _train(arguments.run, directory, open_directory, start)
+
+
+def _train(
+    run: RunConfig,
+    directory: rundir.RunDirectory,
+    open_directory: Callable[[], rundir.RunDirectory],
+    start: checkpoint.Checkpoint | None,
+) -> int:
+    go_on = f"{_PROG} --resume {shlex.quote(str(directory.path))}"
     with interruption.signals() as stopper:
         try:
-            result = training.train(arguments.run, open_directory, stopper, start, console.say)
+            result = training.train(run, open_directory, stopper, start, console.say)
         except callbacks.Interrupted as stop:
-            console.say(f"{stop}; go on with: {_PROG} --resume {shlex.quote(str(path))}")
+            console.say(f"{stop}; go on with: {go_on}")
             return console.INTERRUPTED
         except faults.Ended as stop:
-            console.say(f"error: {stop}; once that is mended, go on with: {_PROG} --resume {shlex.quote(str(path))}")
+            console.say(f"error: {stop}; once that is mended, go on with: {go_on}")
             return console.OUR_FAILURE
         except KeyboardInterrupt:
             console.say(_stopped_hard(directory))
             return console.INTERRUPTED
-    _report(arguments.run, directory, result)
+    _report(run, directory, result)
     return console.DONE
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Generator
 
-_MOST_DEATHS = 1 / 8
+_MOST_DEATHS = 1 / 16
 """Share of the episodes that may end early under a noise that counts as forgiven."""
 
 
@@ -30,7 +32,7 @@ class Forgiveness:
     """Most noises tried below the first."""
     margin: float = 0.4
     """Nats below the largest noise that is forgiven at rest: whoever has learned to walk falls more easily."""
-    longest: int = 1000
+    longest: int = 500
     """Steps after which an episode counts as survived."""
     share: float = 0.1
     """Largest share of training that trying out may take; what cannot be afforded is not tried."""
@@ -67,42 +69,55 @@ def try_noise(env: VecEnv, log_std: float, how: Forgiveness, total: int, generat
     Returns:
         The shift and the price.
     """
-    steps, dearest = 0, how.longest * env.num_envs
-
-    def survives(std: float) -> bool | None:
-        nonlocal steps
-        if steps + dearest > how.share * total:
-            return None
-        survived, more = _survives(env, std, how.longest, generator)
-        steps += more
-        return survived
-
+    tries = _Tries(env, how.longest, how.share * total, generator)
     with _Frozen(env):
         # Rest comes second: it says whether what the first noise ended would have gone on.
-        if survives(math.exp(log_std)) is False and survives(0.0):
+        if tries.survives(math.exp(log_std)) is False and tries.survives(0.0):
             for shift in (-number * how.rung for number in range(1, how.rungs + 1)):
-                if survives(math.exp(log_std + shift)):
-                    return Trial(shift - how.margin, steps)
-    return Trial(0.0, steps)
+                if tries.survives(math.exp(log_std + shift)):
+                    return Trial(shift - how.margin, tries.steps)
+    return Trial(0.0, tries.steps)
 
 
-def _survives(env: VecEnv, std: float, longest: int, generator: Generator) -> tuple[bool, int]:
-    """Whether most environments' first episodes last, and the steps it took to know."""
-    space = env.action_space
-    assert isinstance(space, spaces.Box)
-    env.reset()
-    under_way, deaths = np.ones(env.num_envs, dtype=bool), 0
-    for step in range(1, longest + 1):
-        noise = torch.randn(env.num_envs, *space.shape, generator=generator).numpy()
-        _, _, dones, infos = env.step(np.clip(std * noise, space.low, space.high).astype(space.dtype))
-        for index in np.flatnonzero(dones & under_way):
-            under_way[index] = False
-            deaths += not infos[index].get("TimeLimit.truncated", False)
-        if deaths > _MOST_DEATHS * env.num_envs:
-            return False, step * env.num_envs
-        if not under_way.any():
-            return True, step * env.num_envs
-    return True, longest * env.num_envs
+class _Tries:
+    """Episodes played to see how they end, and what they cost.
+
+    Args:
+        env: The environments.
+        longest: Steps after which an episode counts as survived.
+        most: Environment steps that all tries together may take.
+        generator: Of the noise.
+    """
+
+    def __init__(self, env: VecEnv, longest: int, most: float, generator: Generator) -> None:
+        self._env, self._longest, self._most, self._generator = env, longest, most, generator
+        self.steps = 0
+
+    def survives(self, std: float) -> bool | None:
+        """Whether nearly all environments' first episodes last; None if it cannot be afforded to know."""
+        count = self._env.num_envs
+        if self.steps + self._longest * count > self._most:
+            return None
+        self._env.reset()
+        under_way, deaths = np.ones(count, dtype=bool), 0
+        for _ in range(self._longest):
+            dones, infos = self._step(std)
+            for index in np.flatnonzero(dones & under_way):
+                under_way[index] = False
+                deaths += not infos[index].get("TimeLimit.truncated", False)
+            if deaths > _MOST_DEATHS * count:
+                return False
+            if not under_way.any():
+                break
+        return True
+
+    def _step(self, std: float) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
+        space, count = self._env.action_space, self._env.num_envs
+        assert isinstance(space, spaces.Box)
+        noise = torch.randn(count, *space.shape, generator=self._generator).numpy()
+        _, _, dones, infos = self._env.step(np.clip(std * noise, space.low, space.high).astype(space.dtype))
+        self.steps += count
+        return dones, infos
 
 
 class _Frozen:

@@ -8,11 +8,9 @@ there.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +23,7 @@ from agents.benchmarks.crew import Failure
 from agents.benchmarks.outcomes import Outcome
 from agents.benchmarks.report import Report
 from agents.benchmarks.stages import Run
+from agents.claims import claimed
 from agents.config import Algorithm, EvaluationConfig, RunConfig
 from agents.errors import UsageError
 from agents.ranges import check as check_ranges
@@ -105,7 +104,8 @@ def run(name: str, plan: Plan, output: Path, tell: Callable[[str], None]) -> Rep
         stages.check_unchanged(each)
     if plan.summary_only:
         return summarise(name, plan, output, wanted, [], tell)
-    with claimed(output) as lock:
+    output.mkdir(parents=True, exist_ok=True)
+    with claimed(output, f"another campaign is at work in {output}; wait for it, or name another --output") as lock:
         todo = [each for each in wanted if stages.next_stage(each) is not None]
         tell(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done already")
         failures = crew.work(todo, plan.jobs or cores(), lock, tell)
@@ -176,33 +176,6 @@ def folder_of(output: Path, env_id: str) -> Path:
         The folder.
     """
     return output / env_id.replace("/", "-")
-
-
-@contextmanager
-def claimed(folder: Path) -> Generator[int]:
-    """Claim a campaign's folder, so that no run is trained by two processes at a time.
-
-    The claim is a lock on an open file, which every process of the campaign inherits: it also holds while processes
-    of a campaign that was killed are still at work.
-
-    Args:
-        folder: The folder, made if it is not there.
-
-    Yields:
-        The open file, to be handed on.
-
-    Raises:
-        UsageError: If somebody else holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another campaign is at work in {folder}; wait for it, or name another --output"
-            ) from None
-        yield lock.fileno()
 
 
 def cores() -> int:

@@ -30,7 +30,7 @@ ALLOWED_GROWTH = 0.02
 _SAMPLES = 200
 _PERIOD = 0.5
 """Seconds between two looks at a process from outside."""
-_BATCH, _RANK, _REFRESH_PERIOD = 128, 64, 10
+_BATCH, _RANK, _REFRESH_PERIOD = 64, 32, 10
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Plan:
     """Length of the training."""
     updates: int = 20_000
     """How often to update the curvature of a wide network and to step."""
-    width: int = 1024
+    width: int = 512
     """Of its four hidden layers."""
     seed: int = 0
     """Of everything."""

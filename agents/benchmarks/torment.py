@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import runpy
+import shlex
 import signal
 import sys
 import time
@@ -142,14 +143,15 @@ def _survive(path: Path, arguments: Sequence[str], blows: list[str], rng: random
     while True:
         known = directory.config.exists()
         command = ["--resume", str(path)] if known else [*arguments, "--run-dir", str(path)]
-        process, began = begin(command, _log(path)), time.monotonic()
+        before, process, began = _size(_log(path)), begin(command, _log(path)), time.monotonic()
         if blows:
             process.join(rng.uniform(0, found.seconds))
             if process.is_alive():
                 status = _strike(process, blows[0], rng, found.seconds)
                 if status:  # 0: it came to its end before it could stop, and the blow is left for another
                     _note(found, blows.pop(0), directory)
-                    if status not in _STOPPED:
+                    # Whoever is struck before the program's own first line has nothing to say, and nothing to lose.
+                    if status not in _STOPPED and _size(_log(path)) > before:
                         return f"{path} was left by its process with status {status} ({_log(path)})"
                     continue
         status = _wait(process, found.seconds, began)
@@ -193,6 +195,7 @@ def _run(door: str, arguments: list[str], log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
+    print(f"$ {door} {shlex.join(arguments)}", flush=True)
     torch.set_num_threads(1)
     sys.argv = [door, *arguments]
     runpy.run_module(door, run_name="__main__", alter_sys=True)
@@ -200,6 +203,10 @@ def _run(door: str, arguments: list[str], log: str) -> None:
 
 def _log(path: Path) -> Path:
     return path.with_name(f"{path.name}.log")
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
