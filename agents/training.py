@@ -160,7 +160,7 @@ class _Run:
             callbacks = [self.recorder, *self.faults.callbacks, Scribe(_LOG_INTERVALS[self.config.algorithm])]
             callbacks += [Shower(shown, self.recorder), self.evaluator, self.saver]
             # The library's own log counts rollouts from where a part of the run began.
-            self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.first == 0)
+            self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.start is None)
         except faults.FINAL as fault:
             raise faults.ended(fault, self.agent, self.faults, self.saver.save) from fault
         finally:

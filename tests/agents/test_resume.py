@@ -227,6 +227,20 @@ def test_a_sealed_file_of_another_content_is_refused_in_one_line(whole: Path, tm
 # ---------------------------------------------------------------------------------------------------- for real
 
 
+def test_a_run_stopped_before_its_first_step_goes_on_from_there(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(callbacks.Interrupted):
+        run(tiny(), path, 1)
+    for _ in range(2):  # stopped again at the same place
+        assert checkpoint.latest(rundir.existing(path)).timesteps == 0
+        with pytest.raises(callbacks.Interrupted):
+            training.train(
+                tiny(), lambda: rundir.existing(path), StopAfter(1), checkpoint.latest(rundir.existing(path))
+            )
+    assert resume(tiny(), path) == []
+    assert torment.differences(whole, path) == []
+
+
 def test_stopped_runs_end_as_the_one_never_stopped(tmp_path: Path) -> None:
     plan = faults.Plan(rollouts=3)
     arguments = [*faults.arguments_of(plan, "CartPole-v1"), "--env.n-envs", "2", "--acktr.n-steps", "64"]
