@@ -37,6 +37,8 @@ class Directions(Passes):
     _search: Search
     _wake: Wake | None
     _steps: int
+    _averaged: bool
+    """Whether a backward pass of the loss leaves the mean over all processes in `.grad`."""
 
     def _model(self, gradient: Tensors, direction: Tensors, part: Pass) -> Foretold:
         return self._linearisation(part).model(gradient, direction, self._damping)
@@ -51,8 +53,11 @@ class Directions(Passes):
         decay = self.param_groups[0]["weight_decay"]
         gradient = {}
         for name, p in self.parameters.items():
-            own = torch.zeros_like(p) if p.grad is None else p.grad
-            gradient[name] = own.add(p, alpha=decay) if decay else own
+            gradient[name] = torch.zeros_like(p) if p.grad is None else p.grad
+        if self._ranks.size > 1 and (self._pulled or not self._averaged):
+            gradient = self._ranks.mean_gradient(gradient, self._pulled or self._capture.last.examples)
+        if decay:
+            gradient = {name: gradient[name].add(p, alpha=decay) for name, p in self.parameters.items()}
         return gradient
 
     def _descent(self, gradient: Tensors, part: Pass) -> Descent:
@@ -70,7 +75,7 @@ class Directions(Passes):
         found: list[tuple[float, float, Descent]] = []
         for damping in greedy.candidates(group["curvature_damping"]):
             descent = self._natural(gradient, part, damping)
-            reduction = self._model(gradient, descent.tensors, part).reduction(1.0)
+            reduction = self._ranks.agreed(self._model(gradient, descent.tensors, part).reduction(1.0))
             found.append((reduction if math.isfinite(reduction) else math.inf, damping, descent))
         _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
         return descent
@@ -166,7 +171,7 @@ class Directions(Passes):
         return float(linearisation.quadratic(tensors))
 
     def _linearisation(self, part: Pass) -> Linearisation:
-        return Linearisation(self.network, self.parameters, part.args, self.likelihood, part)
+        return Linearisation(self.network, self.parameters, part.args, self.likelihood, part, self._ranks)
 
     def _remember(self, direction: Tensors, scale: float, start: list[Tensor], part: Pass) -> None:
         """Keep what the next step builds on."""

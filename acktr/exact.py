@@ -18,6 +18,7 @@ from acktr.capture import Pass
 from acktr.chain import ChainPass
 from acktr.likelihood import Likelihood, Outputs, Part, outputs_of
 from acktr.objective import Foretold
+from acktr.ranks import Ranks
 from acktr.tree import Tensors
 
 
@@ -30,6 +31,7 @@ class Linearisation:
         args: what the network is called with.
         likelihood: what its outputs mean.
         record: the pass of these arguments, where it is one through a chain; it is then not run again.
+        ranks: the processes over whose examples, beside these, forms are averaged; None for this one alone.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Linearisation:
         args: tuple[Any, ...],
         likelihood: Likelihood,
         record: Pass | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._pass = record if isinstance(record, ChainPass) else None
         self._network = network
         self._leaves = parameters
@@ -151,12 +155,14 @@ class Linearisation:
         """
         tangent = self.tangent(step)
         outputs = cast(Outputs, self._outputs)
-        forms = (
+        parts = self._likelihood.parts()
+        forms = [
             part.likelihood.inner(outputs[part.outputs], tangent[part.outputs], tangent[part.outputs]).mean()
-            / part.radius
-            for part in self._likelihood.parts()
-        )
-        return reduce(torch.maximum, forms)
+            for part in parts
+        ]
+        if self._ranks.size > 1:
+            forms = list(self._ranks.mean(torch.stack(forms), len(outputs[0])))
+        return reduce(torch.maximum, (form / part.radius for form, part in zip(forms, parts, strict=True)))
 
     def grams(self, tangents: Sequence[Outputs]) -> list[Tensor]:
         """The matrices of tᵢᵀ F_out tⱼ averaged over examples, one for each part of the likelihood; their sum is PᵀFP.
@@ -172,7 +178,10 @@ class Linearisation:
         """
         if self._outputs is None:
             raise RuntimeError("grams() needs tangents of this linearisation; call tangent() first")
-        return [self._gram(part, self._outputs, tangents) for part in self._likelihood.parts()]
+        grams = [self._gram(part, self._outputs, tangents) for part in self._likelihood.parts()]
+        if self._ranks.size > 1:
+            grams = list(self._ranks.mean(torch.stack(grams), len(self._outputs[0])))
+        return grams
 
     @staticmethod
     def _gram(part: Part, outputs: Outputs, tangents: Sequence[Outputs]) -> Tensor:

@@ -21,6 +21,18 @@ class DecompositionError(ArithmeticError):
     """No rung of the ladder gave a finite decomposition."""
 
 
+def eigen_cost(width: int) -> float:
+    """Multiplications of a symmetric eigendecomposition, as many as take the time that it takes.
+
+    Args:
+        width: n.
+
+    Returns:
+        8 n³, about the time of eight products of such matrices.
+    """
+    return 8.0 * width**3
+
+
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending, clamped at 0) and eigenvectors of a positive semi-definite matrix.
 

@@ -118,6 +118,8 @@ class NoisyNaturalGradient(Draws, NaturalGradient):
             blocks=blocks,
             seed=seed,
         )
+        if self._ranks.size > 1:
+            raise ValueError("weights are drawn from a posterior that ranks do not share; use one process")
         self.param_groups[0]["gradient_momentum"] = momentum
         self.posterior = Posterior(self.curvature, self.parameters)
 

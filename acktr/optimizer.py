@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from acktr.capture import Pass
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
@@ -39,7 +40,7 @@ from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
 from acktr.linalg import DecompositionError
 from acktr.objective import Loss, Objective, number
-from acktr.passes import trained_parameters
+from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import Tensors, all_finite
@@ -58,7 +59,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     `param_groups[0]`, so every torch scheduler works. There is one group: one metric, one step.
 
     Args:
-        network: the module; never changed. Its outputs must be what `likelihood` expects.
+        network: the module; never changed. Its outputs must be what `likelihood` expects. One that is wrapped in
+            DistributedDataParallel goes by its own parameters' names.
         likelihood: what the outputs mean.
         curvature: the approximation that gives the direction, layer by layer or for the whole network.
         lr: η_max, the largest multiple of the natural gradient; ≥ 0.
@@ -96,15 +98,22 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self.adaptation = damping if isinstance(damping, LevenbergMarquardt) else None
         damping = damping.start if isinstance(damping, LevenbergMarquardt) else damping
         _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
+        self._averaged = isinstance(network, DistributedDataParallel)
+        network = network.module if isinstance(network, DistributedDataParallel) else network
         trained = trained_parameters(network, parameters)
         self.fisher = fisher or SampledFisher()
         if not callable(self.fisher):
             raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")
         self.rule = rule or StepRule()
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
+        self._ranks = self.curvature.ranks
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
-        self._search = Search(self._outputs, self._leaves)
+        self._search = Search(self._outputs, self._leaves, self._ranks)
         self._wake = Wake(self.rule.wake) if self.rule.wake else None
+        if self._ranks.size > 1 and self._wake is not None and self._wake.quadratic:
+            raise ValueError(
+                f"{self.rule.wake} looks at the batch's own curvature, which ranks do not share; take WakeSO"
+            )
         self._passes = self._updates = self._steps = 0
         self._pass_broke = False
         defaults = {
@@ -117,6 +126,9 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if self.rule.curvature_damping is not None:
             defaults["curvature_damping"] = damping + weight_decay
         super().__init__(list(self.parameters.values()), defaults)
+        settings = f"{defaults} {curvature} {self.rule} {self.fisher} {likelihood} seed {seed}"
+        shapes = {name: (tuple(p.shape), p.dtype) for name, p in trained.items()}
+        self._ranks.begin([*network.parameters(), *network.buffers()], f"{settings} {shapes}")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take the one group.
@@ -164,7 +176,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self.curvature.release()
         if not due:
             return
-        if not all_finite(record.outputs):  # no target can be drawn from NaN
+        if not self._ranks.all(all_finite(record.outputs)):  # no target can be drawn from NaN
             self._skip("output")
             return
         seeds = self.fisher(self.likelihood, record.outputs, targets, self._generator)
@@ -174,6 +186,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return
         self._updates += 1
         if weights is not None:
+            self._pulled = len(weights)
             for name, gradient in self.curvature.weighted_gradient(weights).items():
                 self.parameters[name].grad = gradient
         if self._wake is None or not self._wake.quadratic:
@@ -223,7 +236,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """
         if loss is None and (self.adaptation is not None or self.rule.line_search is not None):
             raise RuntimeError("damping or search look at the loss again; call step(closure), or descend(loss)")
-        gradient = self._gradient()
+        gradient, self._pulled = self._gradient(), 0
         record = self._capture.last
         part = record.part(self.rule.examples, self._generator)
         self._capture.release()
@@ -236,8 +249,19 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if loss is None or (self.rule.line_search is None and not self._adapts):
             self._move(descent, record, part)
         else:
+            loss, before = self._over_ranks(loss, before, record.examples)
             self._move_watched(descent, record, part, gradient, loss, before)
         self._steps += 1
+
+    def _over_ranks(self, loss: Loss, before: float | None, examples: int) -> tuple[Loss, float | None]:
+        """The mean loss over everyone's examples."""
+        if self._ranks.size == 1:
+            return loss, before
+
+        def mean(value: Tensor | float) -> float:
+            return float(self._ranks.mean(torch.tensor(number(value), dtype=torch.float64), examples))
+
+        return lambda outputs: mean(loss(outputs)), None if before is None else mean(before)
 
     def _sound_descent(self, gradient: Tensors, part: Pass) -> Descent | None:
         """Which way; None, and counted, where that is not finite."""
@@ -250,6 +274,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         else:
             try:
                 descent = self._descent(gradient, part)
+                if self._ranks.size > 1:
+                    descent = replace(descent, quadratic=self._ranks.agreed(descent.quadratic))
             except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 self._skip("direction")
                 return None
@@ -275,7 +301,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if model is not None and self.adaptation is not None:
             scale = self._search.report.scale
             change = objective.value(self._outputs(record.args)) - start if scale else math.nan
-            group["damping"] = self.adaptation.adapted(group["damping"], model.ratio(scale, change))
+            ratio = self._ranks.agreed(model.ratio(scale, change))
+            group["damping"] = self.adaptation.adapted(group["damping"], ratio)
 
     def _move(
         self, descent: Descent, record: Pass, part: Pass, objective: Objective | None = None, before: float = math.nan
@@ -321,19 +348,21 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             self._count_skip(cause)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state dictionary with the curvature, the counters and the generator."""
+        """Torch's state dictionary with the curvature, the counters and the generators; a call for all ranks."""
+        generators = self._ranks.gathered(self._generator.get_state())
         natural = {
             "curvature": self.curvature.state_dict(),
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
             "causes": dict(self.causes),
             "ratio": self._search.ratio,
-            "generator": self._generator.get_state(),
+            "generator": generators[0],
+            "others": generators[1:],
             "wake": None if self._wake is None else self._wake.state_dict(),
         }
         return super().state_dict() | {"natural": natural}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, to the last bit.
+        """Restore what `state_dict` returned, to the last bit where there are as many ranks.
 
         Args:
             state_dict: of an optimizer of the same network and curvature.
@@ -346,7 +375,12 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self._search.ratio = natural["ratio"]
         if self._wake is not None:
             self._wake.load_state_dict(natural["wake"])
-        self._generator.set_state(natural["generator"].cpu())
+        generators = [natural["generator"], *natural.get("others", [])]
+        known = len(generators) == self._ranks.size
+        self._generator.set_state(generators[self._ranks.rank if known else 0].cpu())
+        if not known and self._ranks.rank:
+            drawn = torch.randint(2**31, (), generator=self._generator, device=self._generator.device)
+            self._generator.manual_seed(int(drawn) + SEEDS_APART * self._ranks.rank)
 
 
 def _check(**values: float) -> None:

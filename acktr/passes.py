@@ -14,10 +14,13 @@ from acktr.capture import Capture, Pass
 from acktr.chain import Chain
 from acktr.layers import Layer
 from acktr.likelihood import Likelihood, Outputs, outputs_of
+from acktr.ranks import Ranks
 from acktr.tree import size_of, take_rows
 
 MAX_SKIPS = 10
 """Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
+SEEDS_APART = 1_000_003
+"""Between the seeds of two ranks."""
 CAUSES = {
     "output": "the network's output",
     "statistics": "the Fisher's backward pass",
@@ -66,6 +69,10 @@ class Passes:
     """How many of them for each of `CAUSES` that came up."""
     max_skips = MAX_SKIPS
     """How many in a row end the training."""
+    _ranks = Ranks()
+    """The processes that train it together."""
+    _pulled = 0
+    """Examples whose gradient this process put into `.grad` itself, since the last step."""
     _looking = False
     """Whether a loss is only looked at again: its passes are then no one's record."""
 
@@ -82,7 +89,10 @@ class Passes:
         self._skipped_in_a_row, self.causes = 0, {}
         self._capture = Capture(network, layers)
         self._chain = Chain.of(network, parameters)
-        self._generator = torch.Generator(device=self._leaves[0].device).manual_seed(seed)
+        # Targets drawn alike on every rank would add up.
+        self._generator = torch.Generator(device=self._leaves[0].device).manual_seed(
+            seed + SEEDS_APART * self._ranks.rank
+        )
 
     def recording(self) -> AbstractContextManager[None]:
         """Record the one call of the network made inside; outside of it the network carries no hooks.
@@ -187,6 +197,7 @@ class Passes:
         """
         for parameter in self._leaves:
             parameter.grad = None
+        self._pulled = len(output_grads[0])
         if len(passes) < 2:
             (passes[0] if passes else self._capture.last).accumulate(output_grads, self.parameters)
             return

@@ -18,6 +18,7 @@ from torch import Tensor
 from acktr.capture import Pass
 from acktr.likelihood import Likelihood, Outputs
 from acktr.objective import Objective
+from acktr.ranks import Ranks
 from acktr.step import Backtracking, Descent, StepReport
 from acktr.trust_region import corrected_scale, trust_region_scale
 
@@ -45,10 +46,13 @@ class Search:
     Args:
         run: the network's outputs at present.
         leaves: the trained parameters, in the order of a descent's tensors.
+        ranks: the processes over whose examples distances are averaged; None for this one alone.
     """
 
-    def __init__(self, run: Callable[[tuple[Any, ...]], Outputs], leaves: Sequence[Tensor]) -> None:
-        self._run, self._leaves = run, list(leaves)
+    def __init__(
+        self, run: Callable[[tuple[Any, ...]], Outputs], leaves: Sequence[Tensor], ranks: Ranks | None = None
+    ) -> None:
+        self._run, self._leaves, self._ranks = run, list(leaves), ranks or Ranks()
         self.ratio = 1.0
         """Measured over predicted KL of the last step that was measured."""
         self.report = StepReport(0.0, 0.0, 0.0, float("nan"))
@@ -120,7 +124,7 @@ class Search:
         for _ in range(settings.attempts):
             self._put(start, descent, scale)
             outputs = self._run(record.args)
-            measured = float(likelihood.distance(record.outputs, outputs))
+            measured = self._distance(record, outputs, likelihood)
             # The bound first: beyond it, or where it is no number, the loss tells nothing.
             if measured <= bounds.radius and objective.value(outputs) < before:
                 self._learn(descent, scale, measured)
@@ -148,7 +152,19 @@ class Search:
     ) -> float:
         """Move the parameters, and measure how far the outputs went."""
         self._put(start, descent, scale)
-        return float(likelihood.distance(record.outputs, self._run(record.args)))
+        return self._distance(record, self._run(record.args), likelihood)
+
+    def _distance(self, record: Pass, outputs: Outputs, likelihood: Likelihood) -> float:
+        old, ranks = record.outputs, self._ranks
+        if ranks.size == 1:
+            return float(likelihood.distance(old, outputs))
+        parts = likelihood.parts()
+        # The largest of the means over everyone's examples, which is not the mean of everyone's largest.
+        means = [p.likelihood.divergence(old[p.outputs], outputs[p.outputs]).mean() for p in parts]
+        return max(
+            float(mean) / part.radius
+            for mean, part in zip(ranks.mean(torch.stack(means), record.examples), parts, strict=True)
+        )
 
     def _put(self, start: list[Tensor], descent: Descent, scale: float) -> None:
         torch._foreach_copy_(self._leaves, torch._foreach_add(start, list(descent.tensors.values()), alpha=scale))

@@ -219,20 +219,24 @@ class Block(ABC):
         return self.multiply(matrix)
 
     def refresh(self) -> None:
-        """Decompose anew; on failure keep the last good decomposition, if there is one, and count.
-
-        Raises:
-            DecompositionError: after `MAX_FAILURES` failures in a row.
-        """
+        """Decompose anew; on failure keep the last good decomposition, if there is one, and `count_failure`."""
         try:
             self._decompose()
-        except DecompositionError:
-            self.failures += 1
-            self.skipped_refreshes += 1
-            if self.failures >= MAX_FAILURES:
-                raise
+        except DecompositionError as failure:
+            self.count_failure(failure)
         else:
             self.failures = self.basis_age = 0
+
+    def count_failure(self, failure: DecompositionError) -> None:
+        """Count a refresh that found nothing, and give up after `MAX_FAILURES` in a row.
+
+        Args:
+            failure: why; raised then.
+        """
+        self.failures += 1
+        self.skipped_refreshes += 1
+        if self.failures >= MAX_FAILURES:
+            raise failure
 
     @property
     @abstractmethod

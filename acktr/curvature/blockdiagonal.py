@@ -73,21 +73,29 @@ class BlockDiagonal(NetworkCurvature):
         Returns:
             False if anything was not finite; then nothing was taken in.
         """
-        if self._free:
-            seeds = [_with_random_signs(seed, generator) for seed in seeds]
-        names = [layer.name for layer in self.layers]
-        rows = _Rows(record, generator)
-        grads = [record.pull_back(seed, names, self._free) for seed in seeds]
-        statistics = {m.name: self._statistics(m, record, grads, rows) for m in self.members if m.layer}
-        free = [grad[name] for grad in grads for name in self._free]
-        if not products_finite((s.inputs, s.output_grads) for s in statistics.values()):
-            return False
-        if not all_finite([t.square() for t in free]):
+        statistics, grads = self._pulled_back(record, seeds, generator)
+        if not self._finite(statistics, grads):
             return False
         for member in self.members:
             self._update_member(member, statistics.get(member.name), grads, record.examples, refresh)
         self._latest = statistics
         return True
+
+    def _pulled_back(
+        self, record: Pass, seeds: Sequence[Outputs], generator: Generator | None
+    ) -> tuple[dict[str, Statistics], list[Tensors]]:
+        """Every layer's rows by its name; and each seed's gradients, those of parameters without a layer among them."""
+        if self._free:
+            seeds = [_with_random_signs(seed, generator) for seed in seeds]
+        names = [layer.name for layer in self.layers]
+        rows = _Rows(record, generator)
+        grads = [record.pull_back(seed, names, self._free) for seed in seeds]
+        return {m.name: self._statistics(m, record, grads, rows) for m in self.members if m.layer}, grads
+
+    def _finite(self, statistics: dict[str, Statistics], grads: list[Tensors]) -> bool:
+        free = [grad[name] for grad in grads for name in self._free]
+        rows = ((s.inputs, s.output_grads) for s in statistics.values())
+        return products_finite(rows) and all_finite([t.square() for t in free])
 
     def release(self) -> None:
         """Let go of the latest update's rows; unfolded images are large."""

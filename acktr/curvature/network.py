@@ -18,11 +18,15 @@ from acktr.curvature.base import BlockRule
 from acktr.exact import Linearisation
 from acktr.layers import Layer
 from acktr.likelihood import Outputs
+from acktr.ranks import Ranks
 from acktr.tree import Tensors
 
 
 class NetworkCurvature(ABC):
     """A network's curvature F̂; tensors below are one per trained parameter, by its dotted name and shaped like it."""
+
+    ranks = Ranks()
+    """The processes that share it."""
 
     @property
     @abstractmethod

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from acktr.curvature.base import Block, CurvatureFactory, Place, Statistics
-from acktr.curvature.kronecker.kfac import KFAC, KroneckerBlock
+from acktr.curvature.kronecker.kfac import KFAC
+from acktr.curvature.kronecker.product import KroneckerBlock
 
 
 def reduced(statistics: Statistics) -> Statistics:

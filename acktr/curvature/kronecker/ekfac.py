@@ -114,13 +114,34 @@ class EKFACBlock(ScaledBlock):
         """Whether there are bases and scalings in them."""
         return not self.squares.empty
 
-    def rescale(self, statistics: Statistics) -> None:
-        """Average the batch's squared per-example gradients, taken in the present bases.
+    def bases(self) -> list[Tensor]:
+        """U_G and U_A, which scalings are measured in."""
+        return list(self._bases()[:2])
+
+    @property
+    def basis_shapes(self) -> list[tuple[int, int]]:
+        """[o, o] and [i, i]."""
+        return [(width, width) for width in self.shape]
+
+    def measured(self, statistics: Statistics, bases: list[Tensor]) -> list[Tensor]:
+        """The batch's mean squared per-example gradient in the bases.
 
         Args:
             statistics: the layer's rows of this batch.
+            bases: U_G and U_A.
+
+        Returns:
+            One tensor, shape [o, i].
         """
-        self.squares.update(statistics.squares(self.output_basis, self.input_basis))
+        return [statistics.squares(*bases)]
+
+    def take_measured(self, measured: list[Tensor]) -> None:
+        """Average the squares in.
+
+        Args:
+            measured: of `measured`, or the mean of several.
+        """
+        self.squares.update(measured[0])
         self.scaling = self.squares.value
 
     def _batch_scaling(self, statistics: Statistics | None) -> Tensor:

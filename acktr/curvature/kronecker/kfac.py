@@ -13,122 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.curvature.base import Block, Place, Statistics
+from acktr.curvature.base import Block, Place
 from acktr.curvature.damping import DampingRule, Tikhonov
-from acktr.curvature.kronecker.sums import kronecker_sum_solver
+from acktr.curvature.kronecker.product import WholeFactorsBlock
 from acktr.curvature.sampling import SampledBlock
-from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, split_damping, symmetric_eigen
-from acktr.moments import Moment
+from acktr.curvature.sharing import Found, SharedBlock
+from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, eigen_cost, split_damping, symmetric_eigen
 from acktr.tree import all_finite
 
 
-class KroneckerBlock(Block):
-    """The two factors' running moments; subclasses say how they are decomposed.
-
-    Args:
-        shape: [o, i].
-        ema: weight kept of the old moments per update.
-    """
-
-    rows_of: Callable[[Statistics], Statistics] | None = None
-    """What the moments are taken of, from the layer's rows; None takes these as they are."""
-
-    def __init__(self, shape: tuple[int, int], ema: float) -> None:
-        self._shape = shape
-        self.input_moment = Moment(ema)
-        self.output_moment = Moment(ema)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """[o, i]."""
-        return self._shape
-
-    @property
-    def _like(self) -> dict[str, Any]:
-        value = self.input_moment.value
-        return {"dtype": value.dtype, "device": value.device}
-
-    def update(self, statistics: Statistics) -> None:
-        """Average one batch's moments in.
-
-        Args:
-            statistics: the layer's rows of this batch.
-        """
-        statistics = self.rows_of(statistics) if self.rows_of else statistics
-        self.input_moment.update(statistics.input_moment())
-        self.output_moment.update(statistics.output_moment())
-
-    def multiply(self, matrix: Tensor) -> Tensor:
-        """G V A.
-
-        Args:
-            matrix: V, shape [o, i].
-
-        Returns:
-            Shape [o, i].
-        """
-        return self.output_moment.value @ matrix @ self.input_moment.value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Both moments and the counts of failures and of the basis's age."""
-        return {
-            "input_moment": self.input_moment.state_dict(),
-            "output_moment": self.output_moment.state_dict(),
-            "counts": [self.failures, self.skipped_refreshes, self.basis_age],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both moments and the counts.
-
-        Args:
-            state: what `state_dict` returned.
-        """
-        self.input_moment.load_state_dict(state["input_moment"])
-        self.output_moment.load_state_dict(state["output_moment"])
-        self.failures, self.skipped_refreshes, self.basis_age = state["counts"]
-
-
-class WholeFactorsBlock(KroneckerBlock):
-    """Blocks that decompose whole factors, and so can decompose a batch's own ones beside them."""
-
-    def solver_with_batch(
-        self, damping: float, weight: float, statistics: Statistics | None
-    ) -> Callable[[Tensor], Tensor]:
-        """V ↦ (A ⊗ G + w A_B ⊗ G_B)⁻¹ V, exactly, with factored damping of A ⊗ G whatever the block's own.
-
-        Args:
-            damping: λ > 0.
-            weight: w ≥ 0.
-            statistics: the batch's rows; None takes F̂ for B.
-
-        Returns:
-            A function of matrices [o, i].
-        """
-        if statistics is not None:
-            first = self.input_moment.value, self.output_moment.value
-            second = statistics.input_moment().value, statistics.output_moment().value
-            try:
-                return kronecker_sum_solver(first, second, weight, damping)
-            except DecompositionError:
-                self.skipped_refreshes += 1
-        return super().solver_with_batch(damping, weight, statistics)
-
-    def multiply_batch(self, matrix: Tensor, statistics: Statistics | None) -> Tensor:
-        """G_B V A_B.
-
-        Args:
-            matrix: V, shape [o, i].
-            statistics: the batch's rows; None takes F̂ for B.
-
-        Returns:
-            Shape [o, i].
-        """
-        if statistics is None:
-            return super().multiply_batch(matrix, statistics)
-        return statistics.output_moment().value @ matrix @ statistics.input_moment().value
-
-
-class EigenBlock(SampledBlock, WholeFactorsBlock):
+class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
     """K-FAC in its eigenbasis: any damping from one decomposition, by default exact Tikhonov damping.
 
     X = U_G [(U_Gᵀ V U_A) / (d_G d_Aᵀ + λ)] U_Aᵀ.
@@ -154,14 +48,39 @@ class EigenBlock(SampledBlock, WholeFactorsBlock):
         """Whether the bases are there."""
         return self.scaling is not None
 
-    def _decompose(self) -> None:
-        input_values, input_basis = symmetric_eigen(self.input_moment.value)
-        output_values, output_basis = symmetric_eigen(self.output_moment.value)
-        product = torch.outer(output_values, input_values)
-        if not all_finite([product]):  # moments of different batches, each of which was in range
-            raise DecompositionError(f"eigenvalues of {tuple(product.shape)} factors are too large to be multiplied")
-        self._adopt(output_basis, input_basis, product)
+    def decomposing(self) -> Callable[[], Found]:
+        """The eigendecompositions of both moments.
+
+        Returns:
+            Finds d_G [o], U_G [o, o], d_A [i] and U_A [i, i].
+        """
+        A, G = self.input_moment.value, self.output_moment.value
+
+        def decompose() -> Found:
+            input_values, input_basis = symmetric_eigen(A)
+            output_values, output_basis = symmetric_eigen(G)
+            product = torch.outer(output_values, input_values)
+            if not all_finite([product]):  # moments of different batches, each of which was in range
+                shape = tuple(product.shape)
+                raise DecompositionError(f"eigenvalues of {shape} factors are too large to be multiplied")
+            return [output_values, output_basis, input_values, input_basis]
+
+        return decompose
+
+    def adopt(self, found: Found) -> None:
+        """Use new bases from now on.
+
+        Args:
+            found: d_G, U_G, d_A and U_A.
+        """
+        output_values, output_basis, input_values, input_basis = found
+        self._adopt(output_basis, input_basis, torch.outer(output_values, input_values))
         self.cross = self.rule.cross(output_values, input_values)
+
+    @property
+    def decomposition_cost(self) -> float:
+        """Two eigendecompositions."""
+        return sum(eigen_cost(width) for width in self.shape)
 
     def _adopt(self, output_basis: Tensor, input_basis: Tensor, product: Tensor) -> None:
         self.output_basis, self.input_basis, self.scaling = output_basis, input_basis, product

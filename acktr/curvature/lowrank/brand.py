@@ -163,12 +163,17 @@ class BrandFactor(Factor):
         self._weight = 0.0
         self._failed = False
 
-    def update(self, batch: Gram) -> None:
+    def update(self, batch: Gram | Tensor) -> None:
         """Take in one batch's rows; where no finite eigenpairs come out, leave them out and let the refresh say so.
 
         Args:
             batch: its rows.
+
+        Raises:
+            TypeError: if they were multiplied out.
         """
+        if not isinstance(batch, Gram):
+            raise TypeError(f"a Brand factor follows a batch's rows; got a moment of shape {tuple(batch.shape)}")
         self.updates, self.unrepaired = self.updates + 1, self.unrepaired + 1
         if self.moment is not None:
             self.moment.update(batch)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Statistics
-from acktr.curvature.kronecker.kfac import KroneckerBlock
+from acktr.curvature.kronecker.product import KroneckerBlock
 from acktr.curvature.sampling import SampledBlock
-from acktr.linalg import leading_eigenvectors
+from acktr.curvature.sharing import Found, SharedBlock
+from acktr.linalg import eigen_cost, leading_eigenvectors
 from acktr.moments import Moment
 
 
@@ -86,7 +87,7 @@ class Projections:
         return Scalings(kept, rows - kept.sum(1), columns - kept.sum(0), rest)
 
 
-class LowRankEKFACBlock(SampledBlock, KroneckerBlock):
+class LowRankEKFACBlock(SampledBlock, KroneckerBlock, SharedBlock):
     """EKFAC in leading bases, refreshed now and then by one step of subspace iteration.
 
     Args:
@@ -107,21 +108,61 @@ class LowRankEKFACBlock(SampledBlock, KroneckerBlock):
         """Whether there are bases and scalings in them."""
         return not self.energies["kept"].empty
 
-    def rescale(self, statistics: Statistics) -> None:
-        """Average the batch's squared per-example gradients: those in the kept directions, and their sums over all.
+    def bases(self) -> list[Tensor]:
+        """U_G and U_A, which energies are measured in."""
+        return list(self._bases())
+
+    @property
+    def basis_shapes(self) -> list[tuple[int, int]]:
+        """[o, p] and [i, r]."""
+        return list(zip(self.shape, self.ranks, strict=True))
+
+    def measured(self, statistics: Statistics, bases: list[Tensor]) -> list[Tensor]:
+        """The batch's squared per-example gradients: those in the kept directions, and their sums over all.
 
         Args:
             statistics: the layer's rows of this batch.
-        """
-        for name, energy in _energies(statistics, *self._bases()).items():
-            self.energies[name].update(energy)
+            bases: U_G and U_A.
 
-    def _decompose(self) -> None:
-        output_basis = leading_eigenvectors(self.output_moment.value, self.ranks[0], self.output_basis)
-        input_basis = leading_eigenvectors(self.input_moment.value, self.ranks[1], self.input_basis)
+        Returns:
+            Kept, rows, columns and total.
+        """
+        return list(_energies(statistics, *bases).values())
+
+    def take_measured(self, measured: list[Tensor]) -> None:
+        """Average the energies in.
+
+        Args:
+            measured: of `measured`, or the mean of several.
+        """
+        for energy, batch in zip(self.energies.values(), measured, strict=True):
+            energy.update(batch)
+
+    def decomposing(self) -> Callable[[], Found]:
+        """One step of subspace iteration on both moments, from the present bases.
+
+        Returns:
+            Finds U_G [o, p] and U_A [i, r].
+        """
+        moments, starts = (self.output_moment.value, self.input_moment.value), (self.output_basis, self.input_basis)
+        return lambda: [leading_eigenvectors(*side) for side in zip(moments, self.ranks, starts, strict=True)]
+
+    def adopt(self, found: Found) -> None:
+        """Use new bases from now on, and carry the energies over into them.
+
+        Args:
+            found: U_G and U_A.
+        """
+        output_basis, input_basis = found
         if self.ready:
             self._carry(output_basis, input_basis)
         self.output_basis, self.input_basis = output_basis, input_basis
+
+    @property
+    def decomposition_cost(self) -> float:
+        """Of each side one product with the moment and orthonormal columns, or all of its eigenvectors."""
+        sides = zip(self.shape, self.ranks, strict=True)
+        return sum(eigen_cost(n) if n == r else 2 * n * r * (n + 2 * r) + eigen_cost(r) for n, r in sides)
 
     def _carry(self, output_basis: Tensor, input_basis: Tensor) -> None:
         """What F̂ in the old bases shows on the diagonal of the new ones; the total turns with nothing."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.lowrank.spectrum import Spectrum, Tail
-from acktr.linalg import random_columns, sharpened, symmetric_eigen
+from acktr.curvature.sharing import Found
+from acktr.linalg import eigen_cost, random_columns, sharpened, symmetric_eigen
 from acktr.moments import Gram, Moment
 
 Pairs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -25,11 +26,11 @@ class Factor(ABC):
     """As of the latest refresh; None before it."""
 
     @abstractmethod
-    def update(self, batch: Gram) -> None:
+    def update(self, batch: Gram | Tensor) -> None:
         """Average one batch's moment in.
 
         Args:
-            batch: its rows, not multiplied out yet.
+            batch: its rows, not multiplied out yet; or the moment itself, for who needs no rows.
         """
 
     @abstractmethod
@@ -59,19 +60,46 @@ class DenseFactor(Factor):
     def __init__(self, ema: float) -> None:
         self.moment = Moment(ema)
 
-    def update(self, batch: Gram) -> None:
+    def update(self, batch: Gram | Tensor) -> None:
         """Average one batch's moment in.
 
         Args:
-            batch: its rows.
+            batch: its rows, or the moment itself.
         """
         self.moment.update(batch)
 
     def refresh(self) -> None:
         """Decompose the moment."""
+        self.adopt(self.decomposing()())
+
+    def decomposing(self) -> Callable[[], Found]:
+        """What decomposes the moment as it is now, and changes nothing.
+
+        Returns:
+            Finds values, ascending, vectors, and the trace.
+        """
         matrix = self.moment.value
-        values, vectors = symmetric_eigen(matrix)
-        self.spectrum = Spectrum(vectors, values, values.new_zeros(()), matrix.trace())
+        return lambda: [*symmetric_eigen(matrix), matrix.trace()]
+
+    def adopt(self, found: Found) -> None:
+        """Use new eigenpairs from now on.
+
+        Args:
+            found: values, vectors and trace.
+        """
+        values, vectors, trace = found
+        self.spectrum = Spectrum(vectors, values, values.new_zeros(()), trace)
+
+    def cost(self, width: int) -> float:
+        """Multiplications of a refresh, as far as its width tells.
+
+        Args:
+            width: n.
+
+        Returns:
+            Their number.
+        """
+        return eigen_cost(width)
 
     def state_dict(self) -> dict[str, Any]:
         """Moment and spectrum."""
@@ -201,15 +229,44 @@ class SketchedFactor(DenseFactor):
         self.rank, self.sketch, self.tail = rank, sketch, tail
         self.wanted, self.refreshes = rank.most, 0
 
-    def refresh(self) -> None:
-        """Sketch the moment, from the last refresh's basis where there is one."""
-        matrix = self.moment.value
+    def decomposing(self) -> Callable[[], Found]:
+        """What sketches the moment as it is now, from the last refresh's basis where there is one.
+
+        Returns:
+            Finds all values and the kept vectors of the sketch, and the trace.
+        """
+        matrix, wanted, seed = self.moment.value, self.wanted, self.refreshes
         trace, start = matrix.trace(), None if self.spectrum is None else self.spectrum.basis
-        values, vectors = self.sketch(matrix, self.wanted, start, self.refreshes)
+
+        def decompose() -> Found:
+            values, vectors = self.sketch(matrix, wanted, start, seed)
+            return [values, vectors[:, -self.rank.choose(values, trace)[0] :], trace]
+
+        return decompose
+
+    def adopt(self, found: Found) -> None:
+        """Use new eigenpairs from now on.
+
+        Args:
+            found: all values, the kept vectors, and the trace.
+        """
+        values, vectors, trace = found
         kept, self.wanted = self.rank.choose(values, trace)
         self.refreshes += 1
         values = values[-kept:]
-        self.spectrum = Spectrum(vectors[:, -kept:], values, self.tail(values, trace, len(matrix)), trace)
+        self.spectrum = Spectrum(vectors, values, self.tail(values, trace, len(vectors)), trace)
+
+    def cost(self, width: int) -> float:
+        """Multiplications of a sketch: products with the moment, and orthonormal columns after each.
+
+        Args:
+            width: n.
+
+        Returns:
+            Their number.
+        """
+        columns, steps = self.wanted + self.sketch.oversampling, self.sketch.follow_steps or self.sketch.power_steps
+        return float((steps + 1) * width * columns * (width + 4 * columns)) + eigen_cost(columns)
 
     def state_dict(self) -> dict[str, Any]:
         """Moment, spectrum, the rank asked for next and the number of refreshes."""

@@ -6,15 +6,17 @@ costs O(o i (p + r)) with p and r of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from acktr.curvature.base import Block, Statistics
-from acktr.curvature.lowrank.factors import Factor
+from acktr.curvature.base import Statistics
+from acktr.curvature.lowrank.factors import DenseFactor, Factor
 from acktr.curvature.lowrank.spectrum import Spectrum
+from acktr.curvature.sharing import Found, SharedBlock, Summary
 from acktr.linalg import split_damping
 
 
@@ -86,7 +88,7 @@ class RelativeDamping:
         )
 
 
-class FactorPairBlock(Block):
+class FactorPairBlock(SharedBlock):
     """Two factors, each with its own last good spectrum.
 
     Args:
@@ -132,8 +134,61 @@ class FactorPairBlock(Block):
         Args:
             statistics: the layer's rows of this batch.
         """
-        self.inputs.update(statistics.input_moment())
-        self.outputs.update(statistics.output_moment())
+        self.take(self.summary(statistics))
+
+    def summary(self, statistics: Statistics) -> Summary:
+        """A and G of one batch.
+
+        Args:
+            statistics: the layer's rows of this batch.
+
+        Returns:
+            Both, not multiplied out yet.
+        """
+        return [statistics.input_moment(), statistics.output_moment()]
+
+    def take(self, summary: Summary) -> None:
+        """Let each factor average its moment in.
+
+        Args:
+            summary: of `summary`, or the mean of several.
+        """
+        A, G = summary
+        self.inputs.update(A)
+        self.outputs.update(G)
+
+    @property
+    def shareable(self) -> bool:
+        """Whether both factors come from moments; Brand's follow each batch's rows."""
+        return super().shareable and len(self._of_moments()) == 2
+
+    def _of_moments(self) -> list[DenseFactor]:
+        return [factor for factor in (self.inputs, self.outputs) if isinstance(factor, DenseFactor)]
+
+    def decomposing(self) -> Callable[[], Found]:
+        """What decomposes both factors' moments.
+
+        Returns:
+            Finds A's values, vectors and trace, then G's.
+        """
+        inputs, outputs = (factor.decomposing() for factor in self._of_moments())
+        return lambda: [*inputs(), *outputs()]
+
+    def adopt(self, found: Found) -> None:
+        """Use new eigenpairs from now on.
+
+        Args:
+            found: A's values, vectors and trace, then G's.
+        """
+        inputs, outputs = self._of_moments()
+        inputs.adopt(found[:3])
+        outputs.adopt(found[3:])
+
+    @property
+    def decomposition_cost(self) -> float:
+        """Of both factors, each by its kind and width."""
+        inputs, outputs = self._of_moments()
+        return outputs.cost(self._shape[0]) + inputs.cost(self._shape[1])
 
     def _decompose(self) -> None:
         # Should the second fail, the first is not taken back: nothing ties one side's basis to the other's.

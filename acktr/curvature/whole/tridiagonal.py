@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import MAX_FAILURES, Statistics
-from acktr.curvature.kronecker.kfac import KroneckerBlock
+from acktr.curvature.kronecker.product import KroneckerBlock
 from acktr.curvature.members import Member
 from acktr.linalg import DecompositionError, damped_cholesky, split_damping, symmetric_eigen
 from acktr.moments import Moment

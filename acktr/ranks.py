@@ -1,0 +1,88 @@
+"""The processes that train one network together, as the optimizer sees them.
+
+Each holds its own examples and the same parameters. Whatever decides over a step has to come out alike in all of them:
+means over examples are taken over everyone's, and numbers that arithmetic may round differently are the first one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from acktr.tree import Tensors
+
+
+class Ranks:
+    """A process by itself; `acktr.distributed` has those of a process group."""
+
+    size = 1
+    """How many there are."""
+    rank = 0
+    """Which of them this one is."""
+
+    def begin(self, tensors: Sequence[Tensor], settings: str) -> None:
+        """Start from the first one's parameters, after a look at whether all were set up alike.
+
+        Args:
+            tensors: parameters and buffers, overwritten in place.
+            settings: a description of how this one was set up.
+        """
+
+    def mean(self, value: Tensor, examples: int) -> Tensor:
+        """The mean over all examples of what is a mean over this one's.
+
+        Args:
+            value: of any shape, alike everywhere.
+            examples: how many are behind it.
+
+        Returns:
+            Shaped like the value.
+        """
+        return value
+
+    def mean_gradient(self, gradient: Tensors, examples: int) -> Tensors:
+        """The gradient of the mean loss over all examples.
+
+        Args:
+            gradient: of the mean over this one's.
+            examples: how many these are.
+
+        Returns:
+            By name.
+        """
+        return gradient
+
+    def agreed(self, value: float) -> float:
+        """The first one's number.
+
+        Args:
+            value: what it is here.
+
+        Returns:
+            What it is there.
+        """
+        return value
+
+    def all(self, flag: bool) -> bool:
+        """Whether something holds everywhere.
+
+        Args:
+            flag: whether it holds here.
+
+        Returns:
+            Whether it does.
+        """
+        return flag
+
+    def gathered(self, thing: Any) -> list[Any]:
+        """Everyone's.
+
+        Args:
+            thing: what can be pickled.
+
+        Returns:
+            One for each.
+        """
+        return [thing]
