@@ -12,9 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from agents.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -147,21 +150,52 @@ def existing(path: Path) -> RunDirectory:
 def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     """Write a file so that it is there completely or not at all, even if the machine stops half-way.
 
+    What the disk does not take is an OSError, whatever `fill` makes of it on the way.
+
     Args:
         path: The file, replaced if it exists; its folder is made if needed.
         fill: Writes the content to the stream it is given.
+
+    Raises:
+        RuntimeError: If `fill` does, for a reason of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            fill(stream)
-            stream.flush()
+        with _Stream(io.FileIO(temporary, "wb")) as stream:
+            try:
+                fill(stream)
+                stream.flush()
+            except RuntimeError:
+                # torch.save makes one of what the disk says half-way, about positions in its archive.
+                if stream.fault is None:
+                    raise
+                raise stream.fault from None
             os.fsync(stream.fileno())
         temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Stream(io.BufferedWriter):
+    """A file to be written that remembers what went wrong, whatever becomes of the error further up."""
+
+    fault: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as fault:
+            self.fault = fault
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as fault:
+            self.fault = fault
+            raise
 
 
 def is_temporary(path: Path) -> bool:
