@@ -1,4 +1,7 @@
-"""Trains on file systems that are too small, as a program of its own, which may mount them: prints what happened."""
+"""Trains on file systems that are too small, as a program of its own, which may resize them: prints what happened.
+
+Where nobody may mount a file system of his own, a limit to the size of files stands in for it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,25 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 
 from agents import checkpoint, rundir
 from scripts import train
-from tests.agents.test_disk import run
+from tests.agents.test_disk import no_larger_than, run
 
 EVERY = ["--checkpoint.period", "32", "--max-faults", "3"]
 
 
-def resized(folder: Path, kilobytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(folder)], check=True)
+@contextlib.contextmanager
+def mounted(folder: Path, kilobytes: int) -> Generator[None]:
+    """Let a folder, where a file system is mounted, hold so much."""
+    for size in (kilobytes, 65536):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(folder)], check=True)
+        if size == kilobytes:
+            yield
 
 
 def outcome(path: Path) -> dict[str, object]:
@@ -37,13 +46,12 @@ def told(status: object, err: io.StringIO) -> tuple[object, str]:
     return status, lines[-1] if lines else ""
 
 
-def once(path: Path, folder: Path, kilobytes: int, sound: dict[str, object]) -> dict[str, object]:
+def once(path: Path, kilobytes: int, small: bool, sound: dict[str, object]) -> dict[str, object]:
     """Run until nothing fits any more, make room, and go on."""
-    resized(folder, kilobytes)
-    with contextlib.redirect_stderr(io.StringIO()) as err:
+    cramped = mounted(path.parent, kilobytes) if small else no_larger_than(1024 * kilobytes)
+    with cramped, contextlib.redirect_stderr(io.StringIO()) as err:
         status, line = told(run(path, *EVERY), err)
     saved = status == 1 and checkpoint.latest(rundir.existing(path)) is not None
-    resized(folder, 65536)
     with contextlib.redirect_stderr(io.StringIO()):
         again = train.main(["--resume", str(path)]) if (path / "config.yaml").exists() else run(path, *EVERY)
     same = outcome(path) == sound
@@ -51,21 +59,22 @@ def once(path: Path, folder: Path, kilobytes: int, sound: dict[str, object]) -> 
     return {"kilobytes": kilobytes, "status": status, "line": line, "saved": saved, "again": again, "same": same}
 
 
-def main(folder: Path, beside: Path) -> None:
+def main(folder: Path, beside: Path, small: bool) -> None:
     """Try ten sizes, from what takes hardly more than a checkpoint to what takes nearly all.
 
     Args:
-        folder: of the small file system, which is mounted already.
+        folder: of the small file system.
         beside: where there is room.
+        small: whether it is one.
     """
     with contextlib.redirect_stdout(sys.stderr):
         run(beside / "sound", *EVERY)
         sound = outcome(beside / "sound")
-        needed = sum(file.stat().st_size for file in (beside / "sound").rglob("*") if file.is_file()) // 1024
-        sizes = np.random.default_rng(0).integers(4, needed, 10).tolist()
-        found = [once(folder / "run", folder, size, sound) for size in sizes]
+        sizes = [file.stat().st_size // 1024 for file in (beside / "sound").rglob("*") if file.is_file()]
+        drawn = np.random.default_rng(0).integers(4, sum(sizes) if small else max(sizes), 10).tolist()
+        found = [once(folder / "run", size, small, sound) for size in drawn]
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "mounted")
