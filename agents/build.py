@@ -174,8 +174,14 @@ def pick_device(config: RunConfig, space: spaces.Space[Any]) -> str:
 
 
 def _make_ppo(learner: PpoConfig, n_envs: int, common: dict[str, Any]) -> PPO:
+    batch = _minibatch("ppo", learner, n_envs)
+    if batch == 1 and learner.normalize_advantage:
+        raise UsageError(
+            f"ppo.n_minibatches {learner.n_minibatches} leaves one transition to a minibatch, whose advantages cannot be "
+            "standardised; take fewer minibatches, or --ppo.normalize-advantage False"
+        )
     return PPO(
-        batch_size=_minibatch("ppo", learner, n_envs),
+        batch_size=batch,
         n_epochs=learner.n_epochs,
         clip_range=learner.clip_range,
         max_grad_norm=learner.max_grad_norm,

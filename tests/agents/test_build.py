@@ -211,6 +211,9 @@ def test_peers(algorithm: str, kind: type) -> None:
 
 def test_minibatches_must_divide_the_rollout() -> None:
     run = config("ppo")
+    one_each = replace(run.ppo, n_steps=5, n_minibatches=10)
+    with pytest.raises(UsageError, match=r"ppo\.n_minibatches.*leaves one transition"):
+        build.make_agent(replace(run, ppo=one_each), still(VECTOR))
     run = replace(run, ppo=replace(run.ppo, n_steps=5, n_minibatches=3))
     with pytest.raises(UsageError, match=r"ppo\.n_minibatches.*got 3"):
         build.make_agent(run, still(VECTOR))
