@@ -177,8 +177,8 @@ def _make_ppo(learner: PpoConfig, n_envs: int, common: dict[str, Any]) -> PPO:
     batch = _minibatch("ppo", learner, n_envs)
     if batch == 1 and learner.normalize_advantage:
         raise UsageError(
-            f"ppo.n_minibatches {learner.n_minibatches} leaves one transition to a minibatch, whose advantages cannot be "
-            "standardised; take fewer minibatches, or --ppo.normalize-advantage False"
+            f"ppo.n_minibatches {learner.n_minibatches} leaves one transition to a minibatch, whose advantages cannot "
+            "be standardised; take fewer minibatches, or --ppo.normalize-advantage False"
         )
     return PPO(
         batch_size=batch,
