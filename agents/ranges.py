@@ -52,6 +52,7 @@ _RANGES: dict[str, _Range] = {
     "log_std_final": _FINITE,
     "noise_min": _NON_NEGATIVE,
     "exploration_kl": _NON_NEGATIVE,
+    "reused_rollouts": _NON_NEGATIVE,
     "period": _NON_NEGATIVE,
     "ema": _SHARE_BELOW_1,
     "wake_decay": _SHARE_BELOW_1,

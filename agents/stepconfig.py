@@ -125,6 +125,9 @@ class ActorConfig:
     forgiven_noise: bool
     """Try out before training whether the first scheduled noise ends episodes that rest survives, and lower the whole
     schedule until it does not; the steps it takes count."""
+    reused_rollouts: int
+    """Earlier rollouts that take part in each step of a policy with networks of its own; 0 for the present one
+    alone."""
     exploration_kl: float
     """Expected KL, in nats per dimension of the action, between the policy and one drawn around it by the curvature for
     each environment and rollout; 0 draws none. For small policies on vectors."""

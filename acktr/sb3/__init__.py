@@ -3,6 +3,7 @@
 from acktr.sb3.acktr import ACKTR
 from acktr.sb3.forgiveness import Forgiveness
 from acktr.sb3.noise import LearnedNoise, Noise, ScheduledNoise
+from acktr.sb3.reuse import Reuse
 from acktr.sb3.schedules import Schedule
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
@@ -13,6 +14,7 @@ __all__ = [
     "Forgiveness",
     "LearnedNoise",
     "Noise",
+    "Reuse",
     "Schedule",
     "ScheduledNoise",
 ]

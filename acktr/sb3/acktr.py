@@ -156,6 +156,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._actor_network = ActorNetwork(self.policy, self.precision)
         self._critic_network = CriticNetwork(self.policy, self.precision)
         together = self.joint_step or shares_trunk(self.policy)
+        if together and self.actor.reuse is not None:
+            raise ValueError("actor.reuse is for a policy with steps of its own, not for a shared trunk or joint_step")
         self._joint_network = JointNetwork(self.policy, self.precision) if together else None
         if self._joint_network is not None:
             joint = Joint(self.action_likelihood, ScalarGaussian())
@@ -298,6 +300,8 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _train_actor(self, rollout: Rollout) -> StepLog:
         network, optimizer, generator = self._actor_network, self.actor_optimizer, self.update_state.generator
+        if self.actor.reuse is not None:
+            rollout = self.update_state.past.joined(rollout, network, self.action_likelihood, self.actor.reuse)
         with explored(self.exploration, rollout.observations, self.logger.record) as groups:
             return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, groups)
 

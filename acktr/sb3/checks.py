@@ -109,3 +109,5 @@ def check_actor(settings: ActorSettings) -> None:
     exploration = at(settings.exploration_kl, 1.0)
     if not exploration >= 0:
         raise ValueError(f"actor.exploration_kl must be at least 0, got {exploration}")
+    if settings.reuse is not None and exploration > 0:
+        raise ValueError("actor.reuse weighs actions of the policy itself; set exploration_kl 0, or reuse None")

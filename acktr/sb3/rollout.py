@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
 from acktr.sb3.networks import ActorNetwork, JointNetwork
-from acktr.tree import take_rows
+from acktr.tree import map_tensors, take_rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class Rollout:
             A rollout of floating observations.
         """
         return replace(self, observations=network.prepared(self.observations))
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout elsewhere.
+
+        Args:
+            device: where.
+
+        Returns:
+            Itself where it is there already.
+        """
+        return Rollout(*(map_tensors(lambda t: t.to(device), getattr(self, n)) for n in self.__dataclass_fields__))
 
     def rows(self, rows: Tensor | slice) -> Rollout:
         """A part of the rollout.

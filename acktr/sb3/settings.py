@@ -14,6 +14,7 @@ from acktr.damping import GreedyDamping, LevenbergMarquardt
 from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3.noise import LearnedNoise, Noise
+from acktr.sb3.reuse import Reuse
 from acktr.sb3.schedules import Schedule
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
@@ -76,6 +77,10 @@ class ActorSettings:
     noise: Noise = field(default_factory=LearnedNoise)
     """How the standard deviations of Box actions develop: by `LearnedNoise`, which may have a floor, or by
     `ScheduledNoise`."""
+    reuse: Reuse | None = None
+    """Let transitions of earlier rollouts take part in each step, by their importance; None for the present one alone.
+
+    For networks of the policy's own, and environments that all act by the policy itself."""
     exploration_kl: Schedule = 0.0
     """Expected KL(policy ‖ drawn policy) in nats per dimension of the action, where each environment acts by weights of
     its own for a rollout, drawn around the policy's with the curvature as their precision; 0 draws none.

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Generator, Tensor
 
 from acktr.sb3.faults import Faults
+from acktr.sb3.reuse import Past
 
 
 class UpdateState:
@@ -28,6 +29,8 @@ class UpdateState:
         self.faults = Faults()
         self.noise_shift = 0.0
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
+        self.past = Past()
+        """Rollouts that the policy's steps may use again (`acktr.sb3.reuse`)."""
         self.normaliser: VecNormalize | None = None
         self._waiting: dict[str, Any] | None = None
 
@@ -45,8 +48,13 @@ class UpdateState:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
-        state = {"generator": self.generator.get_state(), "normaliser": normaliser}
-        return state | {"faults": self.faults.state_dict(), "noise_shift": self.noise_shift}
+        return {
+            "generator": self.generator.get_state(),
+            "normaliser": normaliser,
+            "faults": self.faults.state_dict(),
+            "noise_shift": self.noise_shift,
+            "past": self.past.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what `state_dict` returned.
@@ -59,6 +67,7 @@ class UpdateState:
         if "faults" in state:  # older files have none
             self.faults.load_state_dict(state["faults"])
         self.noise_shift = state.get("noise_shift", 0.0)
+        self.past.load_state_dict(state.get("past", ()))
         self._waiting = state["normaliser"]
         self.attach(self.normaliser)
 
