@@ -37,6 +37,7 @@ from acktr.sb3.networks import (
     reached_parameters,
     shares_trunk,
 )
+from acktr.sb3.reuse import with_past
 from acktr.sb3.rollout import Rollout, check_buffer, flatten_rollout
 from acktr.sb3.schedules import Schedule, at
 from acktr.sb3.settings import ActorSettings, CriticSettings
@@ -301,7 +302,7 @@ class ACKTR(OnPolicyAlgorithm):
     def _train_actor(self, rollout: Rollout) -> StepLog:
         network, optimizer, generator = self._actor_network, self.actor_optimizer, self.update_state.generator
         if self.actor.reuse is not None:
-            rollout = self.update_state.past.joined(rollout, network, self.action_likelihood, self.actor.reuse)
+            rollout = with_past(self, rollout, self.actor.reuse)
         with explored(self.exploration, rollout.observations, self.logger.record) as groups:
             return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, groups)
 

@@ -24,11 +24,49 @@ def estimate(buffer: RolloutBuffer, last_values: Tensor, ends: NDArray[Any]) -> 
     if type(buffer) not in {RolloutBuffer, DictRolloutBuffer}:
         buffer.compute_returns_and_advantage(last_values=last_values, dones=ends)
         return
-    goes_on = 1.0 - np.concatenate((buffer.episode_starts[1:], ends[None].astype(np.float32)))
-    next_values = np.concatenate((buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)))
-    advantages = buffer.rewards + buffer.gamma * next_values * goes_on - buffer.values
-    later: Any = np.zeros_like(advantages[0])
-    for advantage, decay in zip(advantages[::-1], (buffer.gamma * buffer.gae_lambda * goes_on)[::-1], strict=True):
-        advantage += decay * later
+    goes_on = continuing(buffer.episode_starts, ends.astype(np.float32))
+    last, decay = last_values.cpu().numpy().reshape(-1), buffer.gamma * buffer.gae_lambda * goes_on
+    found = advantages(buffer.rewards, buffer.values, last, goes_on, buffer.gamma, decay)
+    buffer.advantages, buffer.returns = found, found + buffer.values
+
+
+def continuing(starts: NDArray[Any], ends: NDArray[Any]) -> NDArray[Any]:
+    """Where an episode goes on after a step.
+
+    Args:
+        starts: 1 where an episode begins, [steps, environments].
+        ends: 1 where the last step ended one, [environments].
+
+    Returns:
+        1 or 0, [steps, environments].
+    """
+    return 1.0 - np.concatenate((starts[1:], ends[None]))
+
+
+def advantages(
+    rewards: NDArray[Any],
+    values: NDArray[Any],
+    last_values: NDArray[Any],
+    goes_on: NDArray[Any],
+    gamma: float,
+    decay: NDArray[Any],
+) -> NDArray[Any]:
+    """Sum up discounted temporal differences: A_t = δ_t + d_t A_{t+1}, δ_t = r_t + γ V(s_{t+1}) − V(s_t).
+
+    Args:
+        rewards: [steps, environments].
+        values: V(s_t), [steps, environments].
+        last_values: of the observations after the last step, [environments].
+        goes_on: whether s_{t+1} belongs to the same episode, [steps, environments].
+        gamma: γ.
+        decay: d_t, γλ where the episode goes on (GAE), or less, [steps, environments].
+
+    Returns:
+        A_t, [steps, environments].
+    """
+    found: NDArray[Any] = rewards + gamma * np.concatenate((values[1:], last_values[None])) * goes_on - values
+    later: Any = np.zeros_like(found[0])
+    for advantage, part in zip(found[::-1], decay[::-1], strict=True):
+        advantage += part * later
         later = advantage
-    buffer.advantages, buffer.returns = advantages, advantages + buffer.values
+    return found

@@ -1,29 +1,37 @@
-"""Transitions of earlier rollouts in the policy's gradient: less noise, from data that are there already.
+"""Earlier rollouts in the policy's gradient: less noise in it, from data that are there already.
 
-A natural gradient from one rollout is noisy, and steps have to be short for it. Generalised PPO (Queeney, Paschalidis &
-Cassandras 2021, theorem 1 and section 5) lets the last policies' rollouts take part in each update; so does this. What
-an action of an earlier policy μ says of the present one π counts by its importance ratio π(a|s)/μ(a|s), truncated
-(Ionides 2008), since after a few steps some ratios would outweigh all others.
+A natural gradient from one rollout is noisy. Generalised PPO (Queeney, Paschalidis & Cassandras 2021, theorem 1 and
+section 5) lets the rollouts of the last policies take part in each update; so does this. What an action of an earlier
+policy μ says of the present one π counts by its importance ratio π(a|s)/μ(a|s), truncated (Ionides 2008), since after a
+few steps some ratios would outweigh all others. Its advantage is estimated anew, with the present critic, along traces
+that are cut where π would hardly have gone on as μ did: Retrace (Munos et al. 2016, equations 3 and 4), with values of
+states for its expectations over actions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import Tensor
 
-from acktr.likelihood import PolicyLikelihood
-from acktr.sb3.rollout import Rollout
+from acktr.sb3.returns import advantages, continuing
+from acktr.sb3.rollout import Rollout, standardised, time_major, to_device
+
+if TYPE_CHECKING:
+    from acktr.sb3.acktr import ACKTR
 
 
 @dataclass(frozen=True)
 class Reuse:
     """How much of the past takes part."""
 
-    rollouts: int = 2
+    rollouts: int = 1
     """Earlier rollouts beside the present one, ≥ 1."""
     largest_ratio: float = 2.0
     """Where ratios are truncated, ≥ 1: 1 counts no transition for more than it was, ∞ truncates nothing."""
@@ -35,30 +43,59 @@ class Reuse:
             raise ValueError(f"reuse.largest_ratio must be at least 1, got {self.largest_ratio}")
 
 
+@dataclass(frozen=True)
+class Collected:
+    """A rollout as it was collected, in time: [steps, environments, ...]."""
+
+    observations: Any
+    """Tensor or dictionary of tensors, as the networks saw them."""
+    actions: Tensor
+    """As drawn."""
+    log_probs: Tensor
+    """Of the actions under the policy that drew them."""
+    rewards: Tensor
+    """With what truncated episodes' last observations were worth to the critic of the time."""
+    starts: Tensor
+    """1 where an episode begins."""
+    last_observations: Any
+    """Those after the last step, [environments, ...]."""
+    ends: Tensor
+    """1 where the last step ended an episode, [environments]."""
+
+    @classmethod
+    def copied(cls, buffer: RolloutBuffer, last_observations: Any, ends: NDArray[Any]) -> Collected:
+        """Copy a buffer that is full.
+
+        Args:
+            buffer: with log-probabilities.
+            last_observations: after the last step, [environments, ...].
+            ends: whether the last step ended an episode, [environments].
+
+        Returns:
+            The rollout, on the CPU.
+        """
+        kept = (buffer.observations, buffer.actions, buffer.log_probs, buffer.rewards, buffer.episode_starts)
+        return cls(*(_copied(arrays) for arrays in (*kept, last_observations, ends.astype(np.float32))))
+
+
 class Past:
     """The rollouts that are kept, the newest first."""
 
     def __init__(self) -> None:
-        self.rollouts: list[Rollout] = []
+        self.rollouts: list[Collected] = []
 
-    def joined(self, rollout: Rollout, actor: nn.Module, likelihood: PolicyLikelihood, reuse: Reuse) -> Rollout:
-        """Join a rollout and those before it, as `with_past`, and keep it for the next.
+    def keep(self, rollout: Collected, count: int) -> None:
+        """Remember a rollout, and forget the oldest.
 
         Args:
-            rollout: the present one, as it was collected, N transitions.
-            actor: observations to the parameters of the action distribution, at present.
-            likelihood: of the actions.
-            reuse: how much of the past takes part.
-
-        Returns:
-            Up to (1 + `reuse.rollouts`) · N transitions.
+            rollout: the newest.
+            count: how many stay.
         """
-        past, self.rollouts = self.rollouts[: reuse.rollouts], [rollout, *self.rollouts][: reuse.rollouts]
-        return with_past(rollout, past, actor, likelihood, reuse)
+        self.rollouts = [rollout, *self.rollouts][:count]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The rollouts' tensors."""
-        return [{field.name: getattr(rollout, field.name) for field in fields(Rollout)} for rollout in self.rollouts]
+        return [{field.name: getattr(rollout, field.name) for field in fields(Collected)} for rollout in self.rollouts]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
         """Restore the rollouts.
@@ -66,40 +103,79 @@ class Past:
         Args:
             state: what `state_dict` returned.
         """
-        self.rollouts = [Rollout(**tensors) for tensors in state]
+        self.rollouts = [Collected(**to_device(tensors, torch.device("cpu"))) for tensors in state]
+
+
+def with_past(agent: ACKTR, rollout: Rollout, reuse: Reuse) -> Rollout:
+    """Join an agent's rollout and the ones before it to one that its policy might have collected, and keep it.
+
+    Args:
+        agent: before its policy's step.
+        rollout: the present one, N transitions.
+        reuse: how much of the past takes part.
+
+    Returns:
+        M · N transitions of M ≤ 1 + `reuse.rollouts` rollouts. Every M-th row is of the present one, from the first on,
+        so that the curvature, which a chain takes from every k-th row, is of the states that the policy is in now
+        wherever M divides k.
+    """
+    past = agent.update_state.past
+    parts = [rollout, *(weighed(agent, earlier, reuse) for earlier in past.rollouts[: reuse.rollouts])]
+    ends = np.asarray(agent._last_episode_starts)
+    past.keep(Collected.copied(agent.rollout_buffer, agent._last_obs, ends), reuse.rollouts)
+    return Rollout(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Rollout)))
 
 
 @torch.no_grad()
-def with_past(
-    rollout: Rollout, past: Sequence[Rollout], actor: nn.Module, likelihood: PolicyLikelihood, reuse: Reuse
-) -> Rollout:
-    """Join a rollout and earlier ones to one that the present policy might have collected.
+def weighed(agent: ACKTR, earlier: Collected, reuse: Reuse) -> Rollout:
+    """See an earlier rollout with the eyes of the present policy and critic.
 
-    An earlier transition's advantage is the one that was estimated then, for the policy that went on from there, times
-    its truncated ratio. Its action's probability becomes the present policy's, so that a clip of later steps on the
-    same rollout is around the policy that they begin from, as in generalised PPO's equation 9.
+    Actions' probabilities are the present policy's, so that a clip of later steps on the same rollout is around the
+    policy that they begin from, as in generalised PPO's equation 9.
 
     Args:
-        rollout: the present one, N transitions, which come first.
-        past: earlier ones, as they were collected.
-        actor: observations to the parameters of the action distribution, at present.
-        likelihood: of the actions.
+        agent: whose policy and critic.
+        earlier: T steps of E environments.
         reuse: where ratios are truncated.
 
     Returns:
-        (1 + number of earlier rollouts) · N transitions.
+        T · E transitions; their advantages are multiplied by the truncated ratios.
     """
-    parts = [rollout]
-    for earlier in past:
-        earlier = earlier.to(rollout.returns.device)
-        log_probs = likelihood.log_prob(actor(earlier.observations), (earlier.actions,))
-        ratios = (log_probs - earlier.log_probs).exp().clamp(max=reuse.largest_ratio)
-        parts.append(replace(earlier, log_probs=log_probs, advantages=ratios * earlier.advantages))
-    return Rollout(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Rollout)))
+    observations = time_major(earlier.observations, agent.device)
+    actions = time_major(earlier.actions, agent.device)
+    if agent.action_space.shape == ():
+        actions = actions.squeeze(-1).long()
+    outputs = agent.policy_part(agent.acting_network(observations))
+    log_probs = agent.action_likelihood.log_prob(outputs, (actions,))
+    ratios = (log_probs - time_major(earlier.log_probs, agent.device)).exp()
+    shape = earlier.rewards.shape
+    values = agent.values_of(observations).view(shape).cpu().numpy()
+    last = agent.values_of(to_device(earlier.last_observations, agent.device)).cpu().numpy()
+    goes_on = continuing(earlier.starts.numpy(), earlier.ends.numpy())
+    decay = agent.gamma * agent.gae_lambda * goes_on
+    decay[:-1] *= ratios.clamp(max=1.0).view(shape).cpu().numpy()[1:]
+    found = advantages(earlier.rewards.numpy(), values, last, goes_on, agent.gamma, decay)
+    returns, flat = found + values, torch.as_tensor(found, device=agent.device).flatten()
+    flat = standardised(flat) if agent.normalize_advantage else flat
+    seen = Rollout(
+        observations,
+        actions,
+        log_probs,
+        flat * ratios.clamp(max=reuse.largest_ratio),
+        time_major(returns, agent.device),
+        time_major(values, agent.device),
+    )
+    return seen.seen_by(agent.acting_network)
+
+
+def _copied(arrays: Any) -> Any:
+    if isinstance(arrays, dict):
+        return {key: _copied(value) for key, value in arrays.items()}
+    return torch.as_tensor(np.array(arrays))
 
 
 def _joined(parts: list[Any]) -> Any:
     if isinstance(parts[0], dict):
         return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    joined: Tensor = torch.cat(parts)
+    joined: Tensor = torch.stack(parts, 1).flatten(0, 1)
     return joined

@@ -47,17 +47,6 @@ class Rollout:
         """
         return replace(self, observations=network.prepared(self.observations))
 
-    def to(self, device: torch.device) -> Rollout:
-        """The same rollout elsewhere.
-
-        Args:
-            device: where.
-
-        Returns:
-            Itself where it is there already.
-        """
-        return Rollout(*(map_tensors(lambda t: t.to(device), getattr(self, n)) for n in self.__dataclass_fields__))
-
     def rows(self, rows: Tensor | slice) -> Rollout:
         """A part of the rollout.
 
@@ -143,7 +132,7 @@ def flatten_rollout(
     order = None if generator is None else torch.randperm(buffer.returns.size, generator=generator)
     actions, advantages = _read(buffer.actions, device, order), _read(buffer.advantages, device, None)
     if standardise:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        advantages = standardised(advantages)
     return Rollout(
         observations=_read(buffer.observations, device, order),
         actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
@@ -152,6 +141,31 @@ def flatten_rollout(
         returns=_read(buffer.returns, device, order),
         values=_read(buffer.values, device, order),
     )
+
+
+def standardised(advantages: Tensor) -> Tensor:
+    """Advantages of mean 0 and variance 1.
+
+    Args:
+        advantages: of a whole rollout, [N].
+
+    Returns:
+        Shape [N].
+    """
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Tensors elsewhere.
+
+    Args:
+        tree: a nest of them.
+        device: where.
+
+    Returns:
+        The same nest; what is there already is not copied.
+    """
+    return map_tensors(lambda tensor: tensor.to(device), tree)
 
 
 def _read(arrays: Any, device: torch.device, order: Tensor | None) -> Any:
