@@ -1,91 +1,141 @@
-"""Earlier rollouts in a policy's step: their weights by hand, their gradient against the exact one, their memory."""
+"""Earlier rollouts in a policy's step: advantages by hand, gradients against the exact one, their memory."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr.firstorder import Adam
-from acktr.likelihood import Categorical
 from acktr.sb3 import ACKTR, ActorSettings, Reuse
-from acktr.sb3.reuse import Past, with_past
-from acktr.sb3.rollout import Rollout, policy_loss
+from acktr.sb3.reuse import Collected, Past, weighed, with_past
+from acktr.sb3.rollout import Rollout, flatten_rollout, policy_loss
 from tests.sb3.worlds import BOX, IMAGE, PLANE, TINY_CNN, TURNS, collected, differences, noise, small_agent, vectorised
 
-NOW = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64)
-BEFORE = torch.tensor([-0.2, 0.5, 0.1], dtype=torch.float64)
-FIELDS = ("observations", "actions", "log_probs", "advantages", "returns", "values")
-VALUES = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-"""Of the actions of a bandit with three arms."""
-UNTRUNCATED = Reuse(largest_ratio=float("inf"))
+FIELDS = ("observations", "actions", "log_probs", "advantages", "rewards", "returns", "values")
 
 
-class Bandit(nn.Module):
-    """The same logits whatever is observed."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits.clone())
-
-    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.logits.expand(len(observations), 3),)
+def agent_of(space: gym.Space = PLANE, **settings: object) -> ACKTR:
+    return small_agent("MlpPolicy", vectorised(noise(BOX, space)), **settings)
 
 
-def drawn(logits: torch.Tensor, pulls: int = 1000) -> Rollout:
-    """As many pulls of each arm as its probability says, up to a pull: an expectation rather than a sample."""
-    counts = (logits.softmax(0) * pulls).round().long()
-    actions = torch.repeat_interleave(torch.arange(3), counts)
-    log_probs, nothing = logits.log_softmax(0)[actions], torch.zeros(len(actions), dtype=torch.float64)
-    return Rollout(nothing[:, None], actions, log_probs, VALUES[actions], nothing, nothing)
+def kept(agent: ACKTR) -> Collected:
+    return Collected.copied(agent.rollout_buffer, agent._last_obs, np.asarray(agent._last_episode_starts))
 
 
-def gradient(rollout: Rollout, bandit: Bandit) -> torch.Tensor:
-    (found,) = torch.autograd.grad(
-        -policy_loss(Categorical(), bandit(rollout.observations), rollout, 0.2, 0.0), [bandit.logits]
-    )
-    return found
+def moved(agent: ACKTR, by: float) -> None:
+    """Another policy, and another critic, a little away."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
 
 
-def exact_gradient() -> torch.Tensor:
-    logits = NOW.clone().requires_grad_()
-    (found,) = torch.autograd.grad(logits.softmax(0) @ VALUES, [logits])
-    return found
+def by_hand(agent: ACKTR, earlier: Collected) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and ratios, one transition after the other: A_t = δ_t + γ λ min(1, ρ_{t+1}) A_{t+1}."""
+    n_steps, n_envs = earlier.rewards.shape
+    found, ratios = np.zeros((n_steps, n_envs)), np.zeros((n_steps, n_envs))
+    with torch.no_grad():
+        for env in range(n_envs):
+            later = None
+            for step in reversed(range(n_steps)):
+                seen = earlier.observations[step, env][None].float()
+                value = float(agent.policy.predict_values(seen))
+                action = earlier.actions[step, env][None]
+                action = action[0].long() if isinstance(agent.action_space, gym.spaces.Discrete) else action
+                log_prob = float(agent.policy.get_distribution(seen).log_prob(action))
+                ratios[step, env] = np.exp(log_prob - float(earlier.log_probs[step, env]))
+                over = earlier.ends[env] if step == n_steps - 1 else earlier.starts[step + 1, env]
+                if step == n_steps - 1:
+                    next_value = float(
+                        agent.policy.predict_values(torch.as_tensor(earlier.last_observations[env])[None])
+                    )
+                delta = float(earlier.rewards[step, env]) + (0 if over else agent.gamma * next_value) - value
+                trace = 0 if over or later is None else agent.gamma * agent.gae_lambda * min(1, ratios[step + 1, env])
+                found[step, env] = delta + trace * (later or 0.0)
+                later, next_value = found[step, env], value
+    return found, ratios
 
 
-def test_the_past_s_gradient_is_the_present_policy_s() -> None:
-    bandit, pulls = Bandit(NOW), 10**6
-    joined = with_past(drawn(NOW, pulls), [drawn(BEFORE, pulls)], bandit, Categorical(), UNTRUNCATED)
-    # Whole pulls are off by half of one in a million, times values of 2 and ratios of 3.
-    assert torch.allclose(gradient(joined, bandit), exact_gradient(), atol=1e-5)
-    past_alone = joined.rows(slice(len(joined) // 2, None))
-    assert torch.allclose(gradient(past_alone, bandit), exact_gradient(), atol=1e-5)
-    unweighted = replace(past_alone, advantages=VALUES[past_alone.actions])
-    assert not torch.allclose(gradient(unweighted, bandit), exact_gradient(), atol=0.05)
-
-
-def test_ratios_are_truncated_and_the_present_comes_first() -> None:
-    bandit, present, earlier = Bandit(NOW), drawn(NOW, 10), drawn(BEFORE, 10)
-    ratios = NOW.softmax(0) / BEFORE.softmax(0)
-    assert ratios.min() < 1 < 1.3 < ratios.max(), "some are cut, some are not"
-    joined = with_past(present, [earlier], bandit, Categorical(), Reuse(1, largest_ratio=1.3))
-    assert torch.equal(joined.actions, torch.cat((present.actions, earlier.actions)))
-    expected = torch.cat((present.advantages, (VALUES * ratios.clamp(max=1.3))[earlier.actions]))
-    assert torch.allclose(joined.advantages, expected)
+@pytest.mark.parametrize("space", [PLANE, TURNS], ids=["box", "discrete"])
+def test_advantages_are_estimated_anew(space):
+    agent = collected(agent_of(space, normalize_advantage=False))
+    earlier = kept(agent)
+    moved(agent, 0.3)
+    expected, ratios = by_hand(agent, earlier)
+    assert ratios.min() < 0.8 and ratios.max() > 1.2, "the policy is another one"
+    seen = weighed(agent, earlier, Reuse(largest_ratio=1.1))
+    found = seen.advantages.view(expected.shape).numpy()
+    assert np.allclose(found, expected * np.minimum(ratios, 1.1), atol=1e-5)
+    assert not np.allclose(found, expected * ratios, atol=1e-3), "some were truncated"
     # A clip is around the present policy, whose ratio to itself is 1.
-    assert torch.allclose(joined.log_probs, NOW.log_softmax(0)[joined.actions])
+    log_ratios = np.log(ratios) + earlier.log_probs.numpy() - seen.log_probs.view(ratios.shape).numpy()
+    assert np.abs(log_ratios).max() < 1e-4
 
 
-def test_so_many_are_kept_and_no_more() -> None:
-    past, bandit = Past(), Bandit(NOW)
-    lengths = [len(past.joined(drawn(NOW, 10 + n), bandit, Categorical(), Reuse(2))) for n in range(4)]
-    kept = [len(drawn(NOW, 10 + n)) for n in range(4)]
-    assert lengths == [kept[0], sum(kept[:2]), sum(kept[:3]), sum(kept[1:4])]
-    assert [len(rollout) for rollout in past.rollouts] == [kept[3], kept[2]]
-    again = Past()
+def test_of_the_present_policy_nothing_changes():
+    agent = collected(agent_of())
+    present = flatten_rollout(agent.rollout_buffer, agent.device, agent.normalize_advantage)
+    seen = weighed(agent, kept(agent), Reuse())
+    # One runs environment by environment, the other step by step.
+    order = torch.arange(len(present)).view(2, -1).T.flatten()
+    for field in fields(Rollout):
+        assert torch.allclose(getattr(seen, field.name), getattr(present, field.name)[order], atol=1e-5), field.name
+
+
+class Arms(gym.Env):
+    """A bandit: three arms that pay 1, −2 and 0.5, one pull an episode."""
+
+    observation_space, action_space = BOX, TURNS
+    pays = torch.tensor([1.0, -2.0, 0.5])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), float(self.pays[int(action)]), True, False, {}
+
+
+def logits_gradient(agent: ACKTR, rollout: Rollout) -> torch.Tensor:
+    """Of the objective, by the logits of the one state there is."""
+    logits = agent.acting_network(rollout.observations[:1])[0].detach().requires_grad_()
+    outputs = (logits.expand(len(rollout), 3),)
+    (found,) = torch.autograd.grad(-policy_loss(agent.action_likelihood, outputs, rollout, 0.2, 0.0), [logits])
+    return found[0]
+
+
+def test_the_past_s_gradient_is_the_present_policy_s():
+    n_steps = 20_000
+    agent = small_agent("MlpPolicy", DummyVecEnv([Arms] * 2), n_steps=n_steps, normalize_advantage=False)
+    collected(agent)
+    earlier = kept(agent)
+    moved(agent, 0.4)
+    seen = weighed(agent, earlier, Reuse(largest_ratio=float("inf")))
+    logits = agent.acting_network(seen.observations[:1])[0].detach().requires_grad_()
+    (exact,) = torch.autograd.grad((logits.softmax(1) @ Arms.pays).sum(), [logits])
+    # 40,000 pulls that pay up to 2, with ratios up to 3: a standard error of about 2 · 3 / 200.
+    assert torch.allclose(logits_gradient(agent, seen), exact[0], atol=0.05)
+    value = float(agent.values_of(seen.observations[:1]).detach())
+    unweighted = replace(seen, advantages=Arms.pays[seen.actions] - value)
+    assert not torch.allclose(logits_gradient(agent, unweighted), exact[0], atol=0.1)
+
+
+def test_so_many_are_kept_and_no_more_and_the_present_is_every_so_manieth():
+    agent, lengths = agent_of(), []
+    for _ in range(4):
+        collected(agent)
+        rollout = flatten_rollout(agent.rollout_buffer, agent.device, standardise=True)
+        joined = with_past(agent, rollout, Reuse(2))
+        lengths.append(len(joined) // len(rollout))
+        assert torch.equal(joined.actions[:: lengths[-1]], rollout.actions)
+    assert lengths == [1, 2, 3, 3]
+    past, again = agent.update_state.past, Past()
+    assert len(past.rollouts) == 2
     again.load_state_dict(past.state_dict())
     assert differences(again.state_dict(), past.state_dict()) == []
 
@@ -103,7 +153,7 @@ def test_a_step_sees_the_rollouts_before_it(space, curvature, monkeypatch):
 
     monkeypatch.setattr(module, "actor_steps", steps)
     settings = ActorSettings(reuse=Reuse(2)) if curvature is None else ActorSettings(curvature, reuse=Reuse(2))
-    agent = small_agent("MlpPolicy", vectorised(noise(BOX, space)), actor=settings)
+    agent = agent_of(space, actor=settings)
     agent.learn(5 * 32)
     assert lengths == [32, 64, 96, 96, 96]
     assert all(torch.isfinite(parameter).all() for parameter in agent.policy.parameters())
@@ -111,7 +161,7 @@ def test_a_step_sees_the_rollouts_before_it(space, curvature, monkeypatch):
 
 def test_a_step_goes_another_way_for_it():
     def stepped(reuse):
-        agent = small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), actor=ActorSettings(reuse=reuse))
+        agent = agent_of(actor=ActorSettings(reuse=reuse))
         agent.learn(2 * 32)
         return agent.policy.state_dict()
 
@@ -120,8 +170,7 @@ def test_a_step_goes_another_way_for_it():
 
 
 def test_an_agent_goes_on_with_its_past(tmp_path):
-    actor = ActorSettings(reuse=Reuse(2))
-    agent = small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), actor=actor)
+    agent = agent_of(actor=ActorSettings(reuse=Reuse(2)))
     agent.learn(3 * 32)
     agent.save(tmp_path / "agent")
     forgetful = ACKTR.load(tmp_path / "agent", vectorised(noise(BOX, PLANE)))
@@ -130,9 +179,9 @@ def test_an_agent_goes_on_with_its_past(tmp_path):
     for other in (agent, ACKTR.load(tmp_path / "agent", vectorised(noise(BOX, PLANE))), forgetful):
         rng = np.random.default_rng(0)
         collected(other)
-        buffer = other.rollout_buffer
         for name in FIELDS:
-            setattr(buffer, name, rng.standard_normal(getattr(buffer, name).shape).astype(np.float32))
+            shape = getattr(other.rollout_buffer, name).shape
+            setattr(other.rollout_buffer, name, rng.standard_normal(shape).astype(np.float32))
         other.train()
         found.append({name: tensor.clone() for name, tensor in other.policy.state_dict().items()})
     assert differences(found[0], found[1]) == []
@@ -157,4 +206,4 @@ def test_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"reuse\.largest_ratio must be at least 1, got 0\.5"):
         Reuse(1, 0.5)
     with pytest.raises(ValueError, match="set exploration_kl 0, or reuse None"):
-        small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), actor=ActorSettings(reuse=Reuse(), exploration_kl=0.01))
+        agent_of(actor=ActorSettings(reuse=Reuse(), exploration_kl=0.01))
