@@ -316,7 +316,8 @@ def _answered() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(f"a rank does not answer: {str(error).splitlines()[0]}") from error
+        reason = re.sub(r"^\[[^]]*\] *", "", str(error).splitlines()[0])  # without the place in a library's source
+        raise LostRankError(reason.split(". ", 1)[0]) from error
 
 
 def _difference(first: str, other: str) -> tuple[str, str]:

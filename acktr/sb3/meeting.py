@@ -93,8 +93,6 @@ class RanksMeeting(Meeting):
         super().__init__(agent, env)
         self.envs = agent.part.total
         self._begun, self._heard = agent.num_timesteps, list[tuple[int, int, dict[str, Any], bool]]()
-        self._normaliser = agent.update_state.normaliser
-        self._before = moments_of(self._normaliser)
         self.episodes: list[tuple[int, dict[str, Any]]] = []
         """Steps taken when they ended, and what the environment said of them; everyone's, once all have met."""
 
@@ -125,7 +123,7 @@ class RanksMeeting(Meeting):
         def part() -> dict[str, Any]:
             full = fill()
             taken = (agent.num_timesteps - self._begun) // self.envs * agent.part.count
-            faults, moments = agent.faults.fresh(), moments_of(self._normaliser)
+            faults, moments = agent.faults.fresh(), moments_of(agent.update_state.normaliser)
             return {"full": full, "steps": taken, "heard": self._heard, "faults": faults, "moments": moments}
 
         told = everyones(agent.ranks, part)
@@ -137,7 +135,9 @@ class RanksMeeting(Meeting):
         for rank, each in enumerate(told):
             if rank != agent.ranks.rank:
                 agent.faults.hear(each["faults"])
-        put_moments(self._normaliser, self._before, [each["moments"] for each in told])
+        state = agent.update_state
+        put_moments(state.normaliser, state.common, [each["moments"] for each in told])
+        state.common = moments_of(state.normaliser)
         return all(each["full"] for each in told)
 
 

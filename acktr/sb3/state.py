@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from acktr.passes import SEEDS_APART
 from acktr.ranks import Ranks
 from acktr.sb3.faults import Faults
+from acktr.sb3.moments import Moments, moments_of
 
 
 class UpdateState:
@@ -33,6 +34,8 @@ class UpdateState:
         self.noise_shift = 0.0
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
         self.normaliser: VecNormalize | None = None
+        self.common: dict[str, Moments] = {}
+        """The normaliser's moments when those of all processes were the same last."""
         self._waiting: dict[str, Any] | None = None
 
     def attach(self, normaliser: VecNormalize | None) -> None:
@@ -45,6 +48,7 @@ class UpdateState:
         if normaliser is not None and self._waiting is not None:
             restore_normaliser(normaliser, self._waiting)
             self._waiting = None
+        self.common = moments_of(normaliser)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; a call for all processes."""
