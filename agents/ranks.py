@@ -37,7 +37,7 @@ ANSWER = timedelta(minutes=30)
 """How long a collective may take: the first process evaluates and writes while the others wait."""
 GRACE = 25.0
 """Seconds from SIGTERM to the end, whatever is waited for; torchrun kills after thirty."""
-ROLL_CALL = 2.0
+ROLL_CALL = 5.0
 """Seconds in which processes that lost another say that they are there themselves."""
 LOST, MISTAKE = 1, 2
 """Exit statuses: of a process that lost another, and of one that was started wrongly."""
