@@ -165,10 +165,10 @@ def held(told: Mapping[int, gang.Told], here: Machine, batch: int) -> list[Check
 
 
 def tasks() -> dict[str, Task]:
-    """The networks that are foretold of: Atari's with EKFAC as it is shipped, and one of four layers of 4,096.
+    """The networks that are foretold of: Atari's with whole EKFAC bases, and one of four layers of 4,096.
 
     Returns:
-        An update of each, with its examples on one GPU.
+        An update of each, with its examples on one GPU; decompositions at every tenth and every hundredth.
     """
     convolutions = [(32, 8 * 8 * 4 + 1, 400), (64, 4 * 4 * 32 + 1, 81), (32, 3 * 3 * 64 + 1, 49)]
     shapes = [*convolutions, (512, 49 * 32 + 1, 1), (6, 513, 1), (1, 513, 1)]
