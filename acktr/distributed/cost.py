@@ -5,7 +5,7 @@
 Products are counted in multiplications: passes through the layers, moments of their rows, scalings in the bases, damped
 solves. Decompositions are those of the rank with most to do, divided by how seldom they are made. A sum over P ranks
 takes 2 (P − 1) / P times its bytes over the bandwidth, a broadcast once, and each collective 2 ⌈log₂ P⌉ or ⌈log₂ P⌉
-latencies. Nothing overlaps.
+latencies. Nothing overlaps but decompositions in the background.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Task:
     """Curvature updates between two decompositions."""
     decisions: int = 8
     """Sums of a few numbers: what the ranks decide together."""
+    background: bool = False
+    """Whether decompositions are made beside the rest (`Background`), at no cost to it."""
 
     @property
     def multiplications(self) -> float:
@@ -79,11 +81,14 @@ class Seconds:
     """Of the layers that a rank keeps."""
     traffic: float
     """Sums and broadcasts."""
+    background: bool = False
+    """Whether decompositions are made beside the rest."""
 
     @property
     def whole(self) -> float:
-        """All of it."""
-        return self.passes + self.decompositions + self.solves + self.traffic
+        """All of it; of what is done side by side, the longer."""
+        rest = self.passes + self.solves + self.traffic
+        return max(rest, self.decompositions) if self.background else rest + self.decompositions
 
 
 def update_seconds(task: Task, machine: Machine, grid: Grid) -> Seconds:
@@ -110,6 +115,7 @@ def update_seconds(task: Task, machine: Machine, grid: Grid) -> Seconds:
         decompositions=crowd * max(loads) / machine.decompositions / seldom,
         solves=crowd * max(kept) / machine.products,
         traffic=_travel(task, machine, grid, owners),
+        background=task.background,
     )
 
 

@@ -60,3 +60,11 @@ def test_seldom_statistics_cost_less() -> None:
     seldom = update_seconds(replace(TASK, statistics_period=8), MACHINE, CommOpt().grid(4))
     assert seldom.decompositions == pytest.approx(often.decompositions / 8)
     assert seldom.traffic < often.traffic and seldom.passes < often.passes
+
+
+def test_in_the_background_the_longer_counts() -> None:
+    found = update_seconds(replace(TASK, background=True), MACHINE, Grid(1, 1))
+    rest = found.passes + found.solves
+    assert found.whole == pytest.approx(max(rest, found.decompositions)) == pytest.approx(rest)
+    slow = update_seconds(replace(TASK, background=True), replace(MACHINE, decompositions=1.0), Grid(1, 1))
+    assert slow.whole == pytest.approx(190 / 2)
