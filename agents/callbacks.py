@@ -18,6 +18,7 @@ from agents.config import RunConfig
 from agents.disk import Disk
 from agents.display import Display
 from agents.evaluation import Evaluation, evaluate
+from agents.ranks import ranks_of
 
 LAST = 100
 """Episodes in the mean training return."""
@@ -270,7 +271,7 @@ class Saver(BaseCallback):
         self._stop = stop
         self._sync = sync
         self._disk = disk
-        self._ranks = checkpoint.ranks_of(agent)
+        self._ranks = ranks_of(agent)
         self._owed = False
 
     def save(self) -> Path:

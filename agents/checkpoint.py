@@ -24,9 +24,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.ranks import Ranks
 from agents import generators, sealed, worlds
 from agents.errors import UsageError
+from agents.ranks import ranks_of
 from agents.rundir import RunDirectory
 
 FORMAT = 2
@@ -129,19 +129,6 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """
     plain = _plain(state, "checkpoint")
     sealed.write(path, lambda stream: torch.save(plain, stream))
-
-
-def ranks_of(agent: OnPolicyAlgorithm) -> Ranks:
-    """Say which processes learn together.
-
-    Args:
-        agent: Who learns.
-
-    Returns:
-        The agent's; its own process alone where it knows of no others.
-    """
-    ranks = getattr(agent, "ranks", None)
-    return ranks if isinstance(ranks, Ranks) else Ranks()
 
 
 def load(path: Path) -> Checkpoint:

@@ -15,8 +15,8 @@ from acktr.linalg import DecompositionError
 from acktr.ranks import BrokenRankError
 from acktr.sb3 import ACKTR
 from acktr.sb3.faults import Faults
-from agents.checkpoint import ranks_of
 from agents.disk import reason
+from agents.ranks import ranks_of
 from envs import WorldError
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)

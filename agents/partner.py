@@ -12,6 +12,7 @@ from agents.callbacks import Attendant, Clock, Interrupted
 from agents.config import RunConfig
 from agents.disk import Disk
 from agents.interruption import Stopper
+from agents.ranks import ranks_of
 from agents.rundir import RunDirectory
 
 
@@ -47,5 +48,5 @@ def learn(
     newest = saver.save()
     checkpoint.content(agent, 0.0)
     agent.get_parameters()  # for Stable-Baselines3's own file
-    if checkpoint.ranks_of(agent).any(stopper.wanted):
+    if ranks_of(agent).any(stopper.wanted):
         raise Interrupted(newest, agent.num_timesteps)

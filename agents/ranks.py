@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
@@ -184,6 +185,19 @@ def check_same(company: Company, settings: Mapping[str, Any]) -> None:
                     )
 
     alike(company, compare)
+
+
+def ranks_of(agent: OnPolicyAlgorithm) -> Ranks:
+    """Say which processes learn together.
+
+    Args:
+        agent: Who learns.
+
+    Returns:
+        The agent's; its own process alone where it knows of no others.
+    """
+    ranks = getattr(agent, "ranks", None)
+    return ranks if isinstance(ranks, Ranks) else Ranks()
 
 
 def restarts(environ: Mapping[str, str] = os.environ) -> int:

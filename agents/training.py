@@ -33,7 +33,7 @@ from agents.disk import Disk, Events
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
 from agents.loading import evaluation_envs, set_threads
-from agents.ranks import Company, alike
+from agents.ranks import Company, alike, ranks_of
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class _Run:
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
         self.faults = faults.log_of(agent)
         self.disk = Disk(config.max_faults, self.faults.faults.note)
-        self.ranks = checkpoint.ranks_of(agent)
+        self.ranks = ranks_of(agent)
         recorder = EpisodeRecorder if self.ranks.size == 1 else EveryonesRecorder
         self.recorder = recorder(directory, self.clock, self.first, self.disk)
         self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first, self.disk)
