@@ -13,6 +13,7 @@ from torch import nn
 from acktr.likelihood import Likelihood
 from acktr.objective import Loss
 from acktr.passes import Passes, trained_parameters
+from acktr.ranks import Ranks
 from acktr.step import StepReport
 from acktr.tree import all_finite
 
@@ -47,6 +48,7 @@ class FirstOrder(Passes, torch.optim.Adam):
         settings: of the steps.
         parameters: the trained ones by dotted name; None for all that require gradients.
         seed: of the optimizer's own generator.
+        ranks: the processes that train the network together; None for this one alone.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class FirstOrder(Passes, torch.optim.Adam):
         *,
         parameters: Mapping[str, nn.Parameter] | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._watch(network, likelihood, trained_parameters(network, parameters), [], seed)
         self._max_grad_norm = settings.max_grad_norm
         self.report = StepReport(0.0, _UNKNOWN, _UNKNOWN, _UNKNOWN)
@@ -72,6 +76,10 @@ class FirstOrder(Passes, torch.optim.Adam):
             loss: not looked at again.
         """
         self._capture.release()
+        if self._ranks.size > 1:
+            gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
+            for name, mean in self._ranks.mean_gradient(gradient, self._pulled).items():
+                self.parameters[name].grad = mean
         if not all_finite([p.grad for p in self._leaves if p.grad is not None]):
             self.report = StepReport(0.0, 0.0, 0.0, _UNKNOWN)
             self._count_skip("gradient")

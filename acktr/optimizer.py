@@ -126,7 +126,9 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if self.rule.curvature_damping is not None:
             defaults["curvature_damping"] = damping + weight_decay
         super().__init__(list(self.parameters.values()), defaults)
-        settings = f"{defaults} {curvature} {self.rule} {self.fisher} {likelihood} seed {seed}"
+        # How many examples are looked at may differ between processes, as their batches do.
+        rule = replace(self.rule, examples=None)
+        settings = f"{defaults} {curvature} {rule} {self.fisher} {likelihood} seed {seed}"
         shapes = {name: (tuple(p.shape), p.dtype) for name, p in trained.items()}
         self._ranks.begin([*network.parameters(), *network.buffers()], f"{settings} {shapes}")
 

@@ -103,6 +103,11 @@ class Passes:
         return nullcontext() if self._looking else self._capture.recording(self.statistics_due)
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that train the network together."""
+        return self._ranks
+
+    @property
     def chain(self) -> Chain | None:
         """The network's links, where it is a plain chain of layers."""
         return self._chain

@@ -14,6 +14,14 @@ from torch import Tensor
 from acktr.tree import Tensors
 
 
+class LostRankError(RuntimeError):
+    """A process does not answer any more: it died, hangs, or is elsewhere in the program than the others."""
+
+
+class BrokenRankError(RuntimeError):
+    """Something broke in one process, and all of them were told and raise this."""
+
+
 class Ranks:
     """A process by itself; `acktr.distributed` has those of a process group."""
 
@@ -86,3 +94,25 @@ class Ranks:
             One for each.
         """
         return [thing]
+
+    def first(self, thing: Any) -> Any:
+        """The first one's.
+
+        Args:
+            thing: what can be pickled; looked at there alone.
+
+        Returns:
+            What it is there.
+        """
+        return thing
+
+    def any(self, flag: bool) -> bool:
+        """Whether something holds anywhere.
+
+        Args:
+            flag: whether it holds here.
+
+        Returns:
+            Whether it does.
+        """
+        return not self.all(not flag)

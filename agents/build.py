@@ -13,30 +13,54 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 import envs
+from acktr.ranks import Ranks
 from agents.config import A2cConfig, PolicyConfig, PpoConfig, RunConfig, TrpoConfig
 from agents.errors import UsageError
 from agents.networks import NatureCNN
 from agents.schedules import schedule
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+ALONE = Ranks()
+"""A process by itself."""
 _POLICIES = {"mlp": "MlpPolicy", "cnn": "CnnPolicy", "multi-input": "MultiInputPolicy"}
 _SMALLEST_IMAGE = 36  # the three convolutions leave nothing of a smaller one
 
 
-def make_training_env(config: RunConfig, seed: int) -> VecEnv:
+def make_training_env(config: RunConfig, seed: int, ranks: Ranks = ALONE) -> VecEnv:
     """Make the environments to learn from, normalised as configured.
 
     Args:
         config: The run.
         seed: Seed of the environments.
+        ranks: The processes that share them out; the seeds are those that one process would give them.
 
     Returns:
-        The environments; ``infos[i]["episode"]`` holds raw scores.
+        This process's environments; ``infos[i]["episode"]`` holds raw scores.
     """
-    raw = envs.make(
-        config.env_id, config.env.n_envs, seed=seed, options=config.env.options, max_faults=config.max_faults
-    )
+    first, count = seats(config.env.n_envs, ranks)
+    raw = envs.make(config.env_id, count, seed=seed + first, options=config.env.options, max_faults=config.max_faults)
     return normalised(raw, config)
+
+
+def seats(n_envs: int, ranks: Ranks) -> tuple[int, int]:
+    """Share environments out over processes.
+
+    Args:
+        n_envs: How many in all.
+        ranks: The processes.
+
+    Returns:
+        How many come before those of this process, and how many it has; they differ by one at most.
+
+    Raises:
+        UsageError: If there is not one for each.
+    """
+    if n_envs < ranks.size:
+        raise UsageError(
+            f"env.n_envs {n_envs} cannot be shared out over {ranks.size} ranks; raise --env.n-envs, or start fewer"
+        )
+    begin, end = (n_envs * place // ranks.size for place in (ranks.rank, ranks.rank + 1))
+    return begin, end - begin
 
 
 def normalised(env: VecEnv, config: RunConfig) -> VecEnv:
@@ -85,12 +109,13 @@ def frozen(env: VecEnv, config: RunConfig, source: VecNormalize | None = None) -
     return wrapped
 
 
-def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
+def make_agent(config: RunConfig, env: VecEnv, ranks: Ranks = ALONE) -> OnPolicyAlgorithm:
     """Make the agent of a configuration, untrained.
 
     Args:
         config: The run.
         env: The environments, which give the spaces.
+        ranks: The processes that learn together; all of them make it at once.
 
     Returns:
         The agent.
@@ -100,6 +125,8 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
             device is not there.
     """
     _check_spaces(config, env)
+    if ranks.size > 1 and config.algorithm != "acktr":
+        raise UsageError(f"{config.algorithm} learns in one process; leave torchrun out, or take --algorithm acktr")
     common: dict[str, Any] = {
         "policy": _POLICIES[policy_kind(config.policy, env.observation_space)],
         "env": env,
@@ -124,7 +151,8 @@ def make_agent(config: RunConfig, env: VecEnv) -> OnPolicyAlgorithm:
     from agents.natural import make_acktr
 
     try:
-        agent: OnPolicyAlgorithm = make_acktr(learner, common | {"max_faults": config.max_faults})
+        shared = config.ranks if ranks.size > 1 else None
+        agent: OnPolicyAlgorithm = make_acktr(learner, common | {"max_faults": config.max_faults}, shared)
     except ValueError as error:
         # The library holds its arguments against each other in more ways than the configuration knows of.
         raise UsageError(f"acktr cannot be built for {config.env_id}: {error}") from error

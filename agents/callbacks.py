@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -18,6 +18,7 @@ from agents.config import RunConfig
 from agents.disk import Disk
 from agents.display import Display
 from agents.evaluation import Evaluation, evaluate
+from agents.ranks import ranks_of
 
 LAST = 100
 """Episodes in the mean training return."""
@@ -102,20 +103,33 @@ class EpisodeRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in filter(None, self.locals["infos"]):
-            episode = info.get("episode")
-            if episode is None:
-                continue
-            self.last.append(float(episode["r"]))
-            self._table.append({
-                "timesteps": self.num_timesteps,
-                "return": float(episode["r"]),
-                "length": int(episode["l"]),
-                "seconds": round(self._clock.seconds(), 3),
-            })
+            self._note(info.get("episode"), self.num_timesteps)
         return True
+
+    def _note(self, episode: Mapping[str, Any] | None, timesteps: int) -> None:
+        if episode is None:
+            return
+        self.last.append(float(episode["r"]))
+        self._table.append({
+            "timesteps": timesteps,
+            "return": float(episode["r"]),
+            "length": int(episode["l"]),
+            "seconds": round(self._clock.seconds(), 3),
+        })
 
     def _on_rollout_start(self) -> None:
         self.flush()
+
+
+class EveryonesRecorder(EpisodeRecorder):
+    """The same for several processes, which tell each other of their episodes at a rollout's end."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for timesteps, info in self.locals["meeting"].episodes:
+            self._note(info.get("episode"), timesteps)
 
 
 class Scribe(BaseCallback):
@@ -123,18 +137,19 @@ class Scribe(BaseCallback):
 
     Args:
         interval: Rollouts between two rows, at least 1.
+        n_envs: Environments of all processes.
     """
 
-    def __init__(self, interval: int) -> None:
+    def __init__(self, interval: int, n_envs: int) -> None:
         super().__init__()
-        self._interval = interval
+        self._interval, self._n_envs = interval, n_envs
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
         agent = cast(OnPolicyAlgorithm, self.model)
-        rollouts = agent.num_timesteps // (agent.n_steps * agent.n_envs)
+        rollouts = agent.num_timesteps // (agent.n_steps * self._n_envs)
         if rollouts % self._interval == 0:
             agent.dump_logs(rollouts)
 
@@ -256,6 +271,7 @@ class Saver(BaseCallback):
         self._stop = stop
         self._sync = sync
         self._disk = disk
+        self._ranks = ranks_of(agent)
         self._owed = False
 
     def save(self) -> Path:
@@ -265,8 +281,9 @@ class Saver(BaseCallback):
             The file.
         """
         path = checkpoint.checkpoint_path(self._directory, self._agent.num_timesteps)
+        content = checkpoint.content(self._agent, self._clock.seconds())
         self._sync()
-        checkpoint.save(path, self._agent, self._clock.seconds())
+        checkpoint.write(path, content)
         self._disk.takes("the list of checkpoints", lambda: checkpoint.prune(self._directory, self._keep))
         return path
 
@@ -275,11 +292,24 @@ class Saver(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         due = self._due(self.num_timesteps) or self._owed
-        if self._stop():
+        if self._ranks.any(self._stop()):
             raise Interrupted(self.save(), self.num_timesteps)
-        if due:
+        if self._ranks.any(due):
             # What the disk did not take is tried again after the next update.
             self._owed = not self._disk.saves(self.save)
+
+
+class Attendant(Saver):
+    """Has its part in the checkpoints that the first of several processes writes, and stops when all do."""
+
+    def save(self) -> Path:
+        """Give what the checkpoint wants of this process.
+
+        Returns:
+            The file that the first process writes.
+        """
+        checkpoint.content(self._agent, self._clock.seconds())
+        return checkpoint.checkpoint_path(self._directory, self._agent.num_timesteps)
 
 
 class _Period:

@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import generators, sealed, worlds
 from agents.errors import UsageError
+from agents.ranks import ranks_of
 from agents.rundir import RunDirectory
 
 FORMAT = 2
@@ -58,6 +59,8 @@ class Checkpoint:
     """The environments and what is seen of them; empty in format 1."""
     log: Mapping[str, Any]
     """What waits for the next row of the log; empty in format 1."""
+    others: Sequence[Mapping[str, Any]] = ()
+    """``rng`` and ``worlds`` of each further process, if there were several."""
 
     @property
     def timesteps(self) -> int:
@@ -87,17 +90,45 @@ def save(path: Path, agent: OnPolicyAlgorithm, seconds: float) -> None:
         agent: The agent, between two rollouts.
         seconds: Training time so far.
     """
+    write(path, content(agent, seconds))
+
+
+def content(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
+    """Put together what a checkpoint holds; where several processes learn together, a call for all of them.
+
+    Args:
+        agent: The agent, between two rollouts.
+        seconds: Training time so far.
+
+    Returns:
+        For ``write``.
+    """
+    ranks = ranks_of(agent)
+    parameters = agent.get_parameters()
+    own, *others = ranks.gathered({"rng": generators.save(agent), "worlds": worlds.save(agent)})
     state = {
         "format": FORMAT,
-        "parameters": agent.get_parameters(),
+        "parameters": parameters,
         "normaliser": _normaliser_state(agent.get_vec_normalize_env()),
-        "rng": generators.save(agent),
+        "rng": own["rng"],
         "progress": _progress(agent, seconds),
-        "worlds": worlds.save(agent),
+        "worlds": own["worlds"],
         "log": worlds.save_log(agent),
     }
-    content = _plain(state, "checkpoint")
-    sealed.write(path, lambda stream: torch.save(content, stream))
+    if others:
+        state["others"] = others
+    return state
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: The file.
+        state: What ``content`` put together.
+    """
+    plain = _plain(state, "checkpoint")
+    sealed.write(path, lambda stream: torch.save(plain, stream))
 
 
 def load(path: Path) -> Checkpoint:
@@ -132,7 +163,8 @@ def load(path: Path) -> Checkpoint:
             f"checkpoint {path} has format {state.get('format')}, this version reads 1 to {FORMAT}; update acktr"
         )
     later = {section: state.get(section, {}) for section in _SINCE_2}
-    return Checkpoint(path, **{section: state[section] for section in _SECTIONS}, **later)
+    own = {section: state[section] for section in _SECTIONS}
+    return Checkpoint(path, **own, **later, others=tuple(state.get("others", ())))
 
 
 def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> str | None:
@@ -156,9 +188,14 @@ def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> str | None:
         agent.ep_info_buffer = deque(maxlen=agent._stats_window_size)
         agent.ep_success_buffer = deque(progress.get("last_successes", ()), maxlen=agent._stats_window_size)
         agent.ep_info_buffer.extend({"r": r, "l": int(n), "t": 0.0} for r, n in progress["last_episodes"])
-        reason = worlds.restore(agent, checkpoint.worlds, checkpoint.timesteps)
+        ranks, known = ranks_of(agent), [{"rng": checkpoint.rng, "worlds": checkpoint.worlds}, *checkpoint.others]
+        as_before = len(known) == ranks.size
+        state = known[ranks.rank] if as_before else {"rng": checkpoint.rng, "worlds": worlds.of_others(known, ranks)}
+        reason = worlds.restore(agent, state["worlds"], checkpoint.timesteps)
         # Last of all: a world that is built or seeded may draw from the process's generators.
-        generators.restore(agent, checkpoint.rng)
+        generators.restore(agent, state["rng"])
+        if not as_before and ranks.rank:
+            generators.begin(agent.seed or 0, checkpoint.timesteps, ranks.rank)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UsageError(_misfit(checkpoint, error)) from None
     return reason

@@ -22,7 +22,7 @@ class EnvConfig:
     """The training environments."""
 
     n_envs: int
-    """Environments that run side by side."""
+    """Environments that run side by side, on all processes together."""
     options: EnvOptions
     """How they are built."""
 
@@ -205,6 +205,17 @@ Learner = AcktrConfig | PpoConfig | A2cConfig | TrpoConfig
 
 
 @dataclass(frozen=True)
+class RanksConfig:
+    """Several processes with one run (torchrun); without effect on one by itself."""
+
+    placement: Literal["comm-opt", "hybrid-opt", "mem-opt"]
+    """Which of them keep a layer's curvature: all, half of them, or one."""
+    refresh_age: int | None
+    """Updates of the curvature after which decompositions made in the background come into use; None makes them at
+    once."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole training run."""
 
@@ -225,6 +236,8 @@ class RunConfig:
     """Where the networks live; auto takes a GPU for images and the CPU for vectors."""
     torch_threads: int
     """Threads of PyTorch on the CPU; 0 leaves the choice to PyTorch. Small networks want 1."""
+    ranks: RanksConfig
+    """Several processes."""
     env: EnvConfig
     """The training environments."""
     policy: PolicyConfig

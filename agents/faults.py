@@ -12,16 +12,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from acktr.linalg import DecompositionError
+from acktr.ranks import BrokenRankError
 from acktr.sb3 import ACKTR
 from acktr.sb3.faults import Faults
 from agents.disk import reason
+from agents.ranks import ranks_of
 from envs import WorldError
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _SMALLER = "shorter rollouts (n_steps), fewer curvature_examples, a rank, or --device cpu need less"
 
-FINAL = (WorldError, FloatingPointError, DecompositionError, *_NO_MEMORY)
-"""What ends a run: environments, rollouts, steps or decompositions that broke too often in a row, or no memory."""
+FINAL = (WorldError, FloatingPointError, DecompositionError, BrokenRankError, *_NO_MEMORY)
+"""What ends a run: environments, rollouts, steps or decompositions that broke too often in a row, or no memory; here,
+or in another process that learns with this one."""
 
 
 class Ended(Exception):  # ruff: ignore[error-suffix-on-exception-name] - as Interrupted
@@ -57,8 +60,10 @@ def ended(fault: Exception, agent: OnPolicyAlgorithm, log: FaultLog, save: Calla
         agent.logger.dump(agent.num_timesteps)
     saved = None
     agent._last_obs = None  # the environments stand anywhere in a rollout that is lost: they begin again
+    # What one process alone has met finds the others elsewhere, and no checkpoint is made without them.
+    together = ranks_of(agent).size == 1 or not isinstance(fault, (WorldError, *_NO_MEMORY))
     # A checkpoint of broken networks would hide the sound one before it.
-    if all(bool(torch.isfinite(parameter).all()) for parameter in agent.policy.parameters()):
+    if together and all(bool(torch.isfinite(parameter).all()) for parameter in agent.policy.parameters()):
         with suppress(OSError):
             saved = save()
     what = str(fault)

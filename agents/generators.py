@@ -51,5 +51,19 @@ def restore(agent: OnPolicyAlgorithm, state: Mapping[str, Any]) -> None:
     agent.action_space.np_random.bit_generator.state = json.loads(state["actions"])
 
 
+def begin(seed: int, timesteps: int, rank: int) -> None:
+    """Seed the generators of a process that was not there when a run was saved.
+
+    Args:
+        seed: The run's.
+        timesteps: Where it stands.
+        rank: Which process.
+    """
+    python, legacy, own = np.random.SeedSequence([seed, timesteps, rank]).generate_state(3)
+    random.seed(int(python))
+    np.random.seed(int(legacy))
+    torch.manual_seed(int(own))
+
+
 def _as_list(value: object) -> object:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from acktr.combination import LayerCombination, WholeDirection
 from acktr.damping import GreedyDamping, LevenbergMarquardt
+from acktr.distributed import Background, CommOpt, Distributed, HybridOpt, MemOpt, Placement, Synchronous
+from acktr.firstorder import Adam
 from acktr.fisher import EmpiricalFisher, ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3 import ACKTR
 from acktr.sb3.forgiveness import Forgiveness
@@ -16,25 +19,36 @@ from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
-from agents.config import AcktrConfig
+from agents.config import AcktrConfig, RanksConfig
 from agents.curvatures import curvature_of
 from agents.errors import UsageError
 from agents.schedules import schedule
 from agents.stepconfig import ActorConfig, CriticConfig
 
 
-def make_acktr(config: AcktrConfig, common: dict[str, Any]) -> ACKTR:
+def make_acktr(config: AcktrConfig, common: dict[str, Any], ranks: RanksConfig | None = None) -> ACKTR:
     """Make the agent.
 
     Args:
         config: The algorithm's settings.
         common: Arguments that it shares with the peers, by name.
+        ranks: How several processes share the curvature's work; None for one by itself.
 
     Returns:
         The untrained agent.
     """
     actor, critic = actor_settings(config.actor), critic_settings(config.critic)
+    if ranks is not None:
+        actor = replace(actor, curvature=_shared(actor.curvature, ranks))
+        critic = replace(critic, curvature=_shared(critic.curvature, ranks))
     return ACKTR(actor=actor, critic=critic, joint_step=config.joint_step, precision=config.precision, **common)
+
+
+def _shared(curvature: Any, ranks: RanksConfig) -> Any:
+    if isinstance(curvature, Adam):
+        return curvature
+    refresh = Synchronous() if ranks.refresh_age is None else Background(ranks.refresh_age)
+    return Distributed(curvature, _PLACEMENTS[ranks.placement](), refresh)
 
 
 def actor_settings(config: ActorConfig) -> ActorSettings:
@@ -102,6 +116,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
     )
 
 
+_PLACEMENTS: dict[str, Callable[[], Placement]] = {"comm-opt": CommOpt, "hybrid-opt": HybridOpt, "mem-opt": MemOpt}
 _FISHERS: dict[str, type[FisherSeeds]] = {
     "sampled": SampledFisher,
     "exact": ExactFisher,

@@ -60,6 +60,7 @@ _RANGES: dict[str, _Range] = {
     "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,
     "corrections": _NON_NEGATIVE,
+    "refresh_age": _NON_NEGATIVE,
     "cold_start": _NON_NEGATIVE,
     "gamma": _SHARE,
     "gae_lambda": _SHARE,

@@ -16,15 +16,29 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents import build, checkpoint, display, faults, rundir, worlds
-from agents.callbacks import Clock, EpisodeRecorder, Evaluator, Interrupted, Saver, Scribe, Shower, evaluation_seed
+from agents import build, checkpoint, display, faults, partner, rundir, worlds
+from agents.callbacks import (
+    Clock,
+    EpisodeRecorder,
+    Evaluator,
+    EveryonesRecorder,
+    Interrupted,
+    Saver,
+    Scribe,
+    Shower,
+    evaluation_seed,
+)
 from agents.config import RunConfig
 from agents.disk import Disk, Events
 from agents.evaluation import Evaluation
 from agents.interruption import Stopper
 from agents.loading import evaluation_envs, set_threads
+from agents.ranks import Company, alike, ranks_of
 
 _log = logging.getLogger(__name__)
+
+ALONE = Company()
+"""A process by itself."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,8 @@ def train(
     stopper: Stopper,
     start: checkpoint.Checkpoint | None = None,
     tell: Callable[[str], None] = _log.warning,
-) -> Result:
+    company: Company = ALONE,
+) -> Result | None:
     """Train an agent, evaluate it, and leave everything in the run's directory.
 
     Args:
@@ -59,19 +74,29 @@ def train(
         stopper: Says when to stop early; ``callbacks.Interrupted`` is raised then, after a checkpoint.
         start: Where to go on from; None begins anew.
         tell: Where to say what a resumed run cannot repeat.
+        company: The processes that learn together; the first of them evaluates and writes.
 
     Returns:
-        The result.
+        The result; None in all processes but the first.
     """
     set_threads(config)
-    env = build.make_training_env(config, config.seed)
+    ranks = company.ranks
+    env = alike(company, lambda: build.make_training_env(config, config.seed, ranks))
     try:
-        agent = build.make_agent(config, env)
+        agent = alike(company, lambda: build.make_agent(config, env, ranks))
         if start is not None:
-            _resume(config, agent, start, tell)
-        return _Run(config, open_directory(), stopper, agent, start).train()
+            alike(company, lambda: _resume(config, agent, start, tell if ranks.rank == 0 else _ignore))
+        directory = open_directory()
+        if ranks.rank:
+            partner.learn(config, directory, stopper, agent, start)
+            return None
+        return _Run(config, directory, stopper, agent, start).train()
     finally:
         env.close()
+
+
+def _ignore(_: str) -> None:
+    """Say nothing: the first process says it."""
 
 
 def _resume(
@@ -104,7 +129,9 @@ class _Run:
         self.clock = Clock(start.progress["seconds"] if start else 0.0)
         self.fault_log = faults.log_of(agent)
         self.disk = Disk(config.max_faults, self.fault_log.counts.note)
-        self.recorder = EpisodeRecorder(directory, self.clock, self.first, self.disk)
+        self.ranks = ranks_of(agent)
+        recorder = EpisodeRecorder if self.ranks.size == 1 else EveryonesRecorder
+        self.recorder = recorder(directory, self.clock, self.first, self.disk)
         self.evaluator = Evaluator(directory, config, self._evaluation_env, self.clock, self.first, self.disk)
         self.evaluator.init_callback(agent)
         self.tables = _TableWriter(directory, self.first, self.disk)
@@ -141,7 +168,7 @@ class _Run:
 
     def _finish(self) -> None:
         newest = self._save()
-        if self.stopper.wanted:  # a signal came too late to stop before the last update
+        if self.ranks.any(self.stopper.wanted):  # a signal came too late to stop before the last update
             raise Interrupted(newest, self.agent.num_timesteps)
         # From here on all is saved, so a signal may end the program at once.
         self.stopper.immediate = True
@@ -157,7 +184,8 @@ class _Run:
         self.agent.set_logger(logger)
         try:
             # Evaluate before saving: a checkpoint then never promises an evaluation that was not made.
-            callbacks = [self.recorder, *self.fault_log.callbacks, Scribe(_LOG_INTERVALS[self.config.algorithm])]
+            callbacks = [self.recorder, *self.fault_log.callbacks]
+            callbacks += [Scribe(_LOG_INTERVALS[self.config.algorithm], self.config.env.n_envs)]
             callbacks += [Shower(shown, self.recorder), self.evaluator, self.saver]
             # The library's own log counts rollouts from where a part of the run began.
             self.agent.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=self.start is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
+from acktr.ranks import Ranks
+from acktr.sb3 import ACKTR
 
 _FRESH = "the checkpoint is of an older version, which did not save them"
 
@@ -59,8 +61,22 @@ def restore(agent: OnPolicyAlgorithm, state: Mapping[str, Any], timesteps: int) 
     agent._last_obs = None
     # A resumed run must not meet its first episodes again.
     seed = np.random.SeedSequence([agent.seed or 0, timesteps]).generate_state(1)
-    cast(VecEnv, agent.env).seed(int(seed[0] % 2**30))
+    before = agent.part.first if isinstance(agent, ACKTR) else 0
+    cast(VecEnv, agent.env).seed(int(seed[0] % 2**30) + before)
     return reason
+
+
+def of_others(known: Sequence[object], ranks: Ranks) -> dict[str, Any]:
+    """Say why environments that other processes left do not go on.
+
+    Args:
+        known: One for each process that there was.
+        ranks: The processes that there are.
+
+    Returns:
+        What ``restore`` takes for it.
+    """
+    return {"reason": f"they were shared out over {len(known)} processes, and now over {ranks.size}"}
 
 
 def save_log(agent: OnPolicyAlgorithm) -> dict[str, Any]:

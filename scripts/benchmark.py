@@ -2,7 +2,8 @@
 
 ``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits;
 ``curvature`` repeats the papers' experiments within half an hour, and goes on when the same command is given again.
-``faults`` stops trainings and damages checkpoints for some minutes; ``soak`` runs for an hour and watches the memory.
+``faults`` stops trainings and damages checkpoints for some minutes, ``ranks`` kills processes of shared ones, and
+``scaling`` foretells what many GPUs would be worth; ``soak`` runs for an hour and watches the memory.
 ``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
 stopped at any time, and go on when the same command is given again.
 """
@@ -17,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import campaign, crew, engine, faults, report, soak, throughput, uci, update
+from agents.benchmarks import campaign, crew, engine, faults, ranks, report, scaling, soak, throughput, uci, update
 from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
@@ -31,6 +32,8 @@ _ABOUT = {
     "uci": "Error and likelihood of Bayesian regression: noisy natural gradients and Bayes by Backprop.",
     "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
     "faults": "Trainings stopped at random instants and resumed, checkpoints damaged at random: nothing may be lost.",
+    "ranks": "Ranks of a shared training killed at random instants: the job must end, and the run go on.",
+    "scaling": "What many GPUs would be worth, by a model of compute, decompositions and traffic that is checked here.",
     "soak": "Long runs: does the memory stay flat, is every decomposition made?",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
     "atari": "The same on Atari games. Takes days.",
@@ -87,6 +90,22 @@ class Faults(faults.Plan):
 
 
 @dataclass(frozen=True)
+class Ranks(ranks.Plan):
+    """Options of ``ranks``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
+class Scaling(scaling.Plan):
+    """Options of ``scaling``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file, the tables and the figure."""
+
+
+@dataclass(frozen=True)
 class Soak(soak.Plan):
     """Options of ``soak``."""
 
@@ -110,7 +129,7 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Soak | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Ranks | Scaling | Soak | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
@@ -118,6 +137,8 @@ _OPTIONS: dict[str, type[_Options]] = {
     "uci": Uci,
     "curvature": Curvature,
     "faults": Faults,
+    "ranks": Ranks,
+    "scaling": Scaling,
     "soak": Soak,
     "mujoco": Mujoco,
     "atari": Atari,
@@ -185,6 +206,7 @@ def _measure(name: str, options: _Options) -> report.Report:
     if isinstance(options, curvature.Plan):
         return curvature.run(curvature.Plan(**plan), options.output, console.say)
     rooms = {"throughput": throughput, "update": update, "engine": engine, "uci": uci, "faults": faults, "soak": soak}
+    rooms |= {"ranks": ranks, "scaling": scaling}
     room: Any = rooms[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found

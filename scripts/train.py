@@ -11,17 +11,34 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
-from agents import callbacks, checkpoint, configfiles, faults, interruption, loading, provenance, rundir, training
+from acktr.ranks import LostRankError
+from agents import (
+    callbacks,
+    checkpoint,
+    configfiles,
+    faults,
+    interruption,
+    loading,
+    provenance,
+    ranks,
+    rundir,
+    training,
+)
 from agents.claims import claimed
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.ranges import check
+from agents.ranks import Company
+from agents.schema import leaves, value_at
 from scripts import console
 
 _PROG = "python -m scripts.train"
-_FREE_ON_RESUME = ("total_timesteps", "max_faults", "device", "torch_threads", "name", "evaluation", "checkpoint")
+_FREE_ON_RESUME = (
+    *("total_timesteps", "max_faults", "device", "torch_threads", "ranks", "name", "evaluation", "checkpoint"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,23 +68,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    arguments = _parse(argv)
-    check(arguments.run)
-    path = arguments.resume or arguments.run_dir or _new_path(arguments.run)
+    with ranks.joined(console.say) as company:
+        if company.ranks.rank and not {"-h", "--help"}.isdisjoint(argv):
+            return console.DONE
+        return _together(argv, company)
+
+
+def _together(argv: Sequence[str], company: Company) -> int:
+    arguments = _agreed(argv, company)
+    path: Path = company.ranks.first(arguments.resume or arguments.run_dir or _new_path(arguments.run))
     directory, otherwise = rundir.RunDirectory(path), f"another process trains in {path}; wait for it, or stop it"
     with ExitStack() as claims:
-        if arguments.resume:  # before anything is read that somebody else may be writing
-            claims.enter_context(claimed(rundir.existing(path).path, otherwise))
-        start = _start(arguments.resume) if arguments.resume else None
 
-        def open_directory() -> rundir.RunDirectory:
+        def start() -> checkpoint.Checkpoint | None:
+            if not arguments.resume:
+                return None
+            # Before anything is read that somebody else may be writing.
+            claims.enter_context(claimed(rundir.existing(path).path, otherwise))
+            return _start(arguments.resume)
+
+        def opened() -> None:
             _open(directory, arguments, argv)
             if not arguments.resume:
                 claims.enter_context(claimed(path, otherwise))
             print(f"{_title(arguments.run)}: {path}", flush=True)
+
+        def open_directory() -> rundir.RunDirectory:
+            ranks.by_first(company, opened)
+            company.remedy = f"go on with: {_command(company, directory)}"
             return directory
 
-        return _train(arguments.run, directory, open_directory, start)
+        return _train(arguments.run, directory, open_directory, ranks.by_first(company, start), company)
+
+
+def _agreed(argv: Sequence[str], company: Company) -> Arguments:
+    """The options, which all processes have been given alike; those of a stored run are the first one's to read."""
+    alone, here = company.ranks.size == 1, company.ranks
+    resumed = ranks.restarts() > 0 or any(token.split("=", 1)[0] == "--resume" for token in argv)
+
+    def read() -> Arguments | None:
+        if here.rank and resumed:
+            return None
+        arguments = _parse(argv)
+        check(arguments.run)
+        return arguments
+
+    arguments = ranks.alike(company, read)
+    if not alone:
+        settings = {"command line": list(argv)} if arguments is None or resumed else _settings(arguments.run)
+        ranks.check_same(company, settings | {"torch": torch.__version__})
+    return here.first(arguments)  # type: ignore[no-any-return]
+
+
+def _settings(run: RunConfig) -> dict[str, object]:
+    return {name: value_at(run, name) for name in leaves(RunConfig)}
+
+
+def _command(company: Company, directory: rundir.RunDirectory) -> str:
+    program = _PROG if company.ranks.size == 1 else "torchrun … -m scripts.train"
+    return f"{program} --resume {shlex.quote(str(directory.path))}"
 
 
 def _train(
@@ -75,22 +134,31 @@ def _train(
     directory: rundir.RunDirectory,
     open_directory: Callable[[], rundir.RunDirectory],
     start: checkpoint.Checkpoint | None,
+    company: Company,
 ) -> int:
-    go_on = f"{_PROG} --resume {shlex.quote(str(directory.path))}"
+    go_on = _command(company, directory)
+    tell = _silence if company.ranks.rank else console.say
     with interruption.signals() as stopper:
         try:
-            result = training.train(run, open_directory, stopper, start, console.say)
+            result = training.train(run, open_directory, stopper, start, tell, company)
         except callbacks.Interrupted as stop:
-            console.say(f"{stop}; go on with: {go_on}")
+            tell(f"{stop}; go on with: {go_on}")
             return console.INTERRUPTED
         except faults.Ended as stop:
-            console.say(f"error: {stop}; once that is mended, go on with: {go_on}")
+            tell(f"error: {stop}; once that is mended, go on with: {go_on}")
             return console.OUR_FAILURE
         except KeyboardInterrupt:
-            console.say(_stopped_hard(directory))
+            tell(_stopped_hard(directory))
             return console.INTERRUPTED
-    _report(run, directory, result)
+        except LostRankError as error:
+            company.lost(error)
+    if result is not None:
+        _report(run, directory, result)
     return console.DONE
+
+
+def _silence(_: str) -> None:
+    """Say nothing: the first process says it."""
 
 
 def _parse(argv: Sequence[str]) -> Arguments:
@@ -98,12 +166,31 @@ def _parse(argv: Sequence[str]) -> Arguments:
     about = "Train an agent. The defaults below are those of the environment's configuration file."
     without_help = [token for token in argv if token not in {"-h", "--help"}]
     default = Arguments(configfiles.load(configfiles.CONFIGS / "default.yaml"))
-    first = console.parse(Arguments, without_help, default=default, prog=_PROG, about=about)
+    first = _gone_on(console.parse(Arguments, without_help, default=default, prog=_PROG, about=about))
     base = replace(first, run=_base(first))
     final = console.parse(Arguments, argv, default=base, prog=_PROG, about=about)
+    final = replace(final, run_dir=first.run_dir, resume=first.resume)
     if final.resume is not None:
         _check_resumed(base.run, final)
     return final
+
+
+def _gone_on(first: Arguments) -> Arguments:
+    """Let a run that torchrun has started again go on in its directory.
+
+    Returns:
+        The options, which resume it.
+
+    Raises:
+        UsageError: If that is not known.
+    """
+    if not ranks.restarts() or first.resume is not None:
+        return first
+    if first.run_dir is None:
+        raise UsageError("torchrun has started this again, and nobody knows what it began; give it a --run-dir")
+    if not rundir.RunDirectory(first.run_dir).config.is_file():
+        return first
+    return replace(first, resume=first.run_dir, run_dir=None, config=None)
 
 
 def _base(first: Arguments) -> RunConfig:

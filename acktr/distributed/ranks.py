@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from acktr.distributed.packing import as_bytes, buckets, from_bytes, joined, taken_apart
 from acktr.distributed.placement import Grid
-from acktr.ranks import Ranks
+from acktr.ranks import LostRankError, Ranks
 from acktr.tree import Tensors
 
 Kind = Literal["statistics", "bases", "gradients", "solutions", "decisions"]
@@ -85,7 +86,8 @@ class ProcessRanks(Ranks):
         with torch.no_grad():
             for tensor in tensors:
                 start = tensor.detach().contiguous()
-                dist.broadcast(start, 0)
+                with _answered():
+                    dist.broadcast(start, 0)
                 tensor.copy_(start)
 
     def mean(self, value: Tensor, examples: int) -> Tensor:
@@ -132,7 +134,8 @@ class ProcessRanks(Ranks):
             return value
         number = torch.tensor([value], dtype=torch.float64, device=self._device)
         self._count("decisions", number)
-        dist.broadcast(number, 0)
+        with _answered():
+            dist.broadcast(number, 0)
         return float(number)
 
     def all(self, flag: bool) -> bool:
@@ -161,17 +164,36 @@ class ProcessRanks(Ranks):
         """
         if self.size == 1:
             return [thing]
-        # Not by torch's own collective for objects, which wants numpy.
+        # Not by torch's own collectives for objects, which want numpy.
         own = as_bytes(thing).to(self._device)
         sizes = torch.zeros(self.size, dtype=torch.int64, device=self._device)
         sizes[self.rank] = len(own)
-        dist.all_reduce(sizes)
-        everyones = []
-        for rank, size in enumerate(sizes.tolist()):
-            buffer = own if rank == self.rank else own.new_empty(size)
-            dist.broadcast(buffer, rank)
-            everyones.append(from_bytes(buffer, self._device))
-        return everyones
+        with _answered():
+            dist.all_reduce(sizes)
+            longest = int(sizes.max())
+            everyones = [own.new_empty(longest) for _ in range(self.size)]
+            dist.all_gather(everyones, torch.nn.functional.pad(own, (0, longest - len(own))))
+        pairs = zip(everyones, sizes.tolist(), strict=True)
+        return [from_bytes(buffer[:size], self._device) for buffer, size in pairs]
+
+    def first(self, thing: Any) -> Any:
+        """Rank 0's; not counted either.
+
+        Args:
+            thing: what can be pickled; looked at there alone.
+
+        Returns:
+            What it is there.
+        """
+        if self.size == 1:
+            return thing
+        own = as_bytes(thing).to(self._device) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([len(own)], device=self._device)
+        with _answered():
+            dist.broadcast(size, 0)
+            buffer = own if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8, device=self._device)
+            dist.broadcast(buffer, 0)
+        return thing if self.rank == 0 else from_bytes(buffer, self._device)
 
     # ------------------------------------------------------------------------------------------- for the curvature
 
@@ -222,7 +244,8 @@ class ProcessRanks(Ranks):
             return value
         total = value.to(self._device, copy=True)
         self._count("decisions", total)
-        dist.all_reduce(total, group=self._rows[self.grid.row_of(self.rank)])
+        with _answered():
+            dist.all_reduce(total, group=self._rows[self.grid.row_of(self.rank)])
         return total.to(value.device)
 
     def down_column(self, kind: Kind, tensors: Sequence[Tensor], source: int) -> list[Tensor]:
@@ -263,19 +286,38 @@ class ProcessRanks(Ranks):
             return list(tensors)
         flat = joined(tensors)
         self._count(kind, flat)
-        dist.broadcast(flat, source, group=group)
+        with _answered():
+            dist.broadcast(flat, source, group=group)
         # The source goes on with what it sent: a decomposition's own tensors may lie in memory in another order, in
         # which products are rounded otherwise.
         return taken_apart(flat, tensors)
 
     def _sum(self, kind: Kind, flat: Tensor) -> None:
         self._count(kind, flat)
-        under_way = [dist.all_reduce(bucket, async_op=True) for bucket in buckets(flat, self.most_bytes)]
-        for work in under_way:
-            work.wait()
+        with _answered():
+            under_way = [dist.all_reduce(bucket, async_op=True) for bucket in buckets(flat, self.most_bytes)]
+            for work in under_way:
+                work.wait()
 
     def _count(self, kind: Kind, tensor: Tensor) -> None:
         self.traffic[kind] += tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def _answered() -> Generator[None]:
+    """Collectives, which fail where another process is gone.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LostRankError: if they fail.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[[^]]*\] *", "", str(error).splitlines()[0])  # without the place in a library's source
+        raise LostRankError(reason.split(". ", 1)[0]) from error
 
 
 def _difference(first: str, other: str) -> tuple[str, str]:

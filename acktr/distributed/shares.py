@@ -71,7 +71,7 @@ def shares_of(members: Sequence[Member], ranks: ProcessRanks) -> list[Share]:
         if not isinstance(block, SharedBlock) or not block.shareable:
             raise ValueError(
                 f"'{member.name}' has a {type(block).__name__}, which ranks cannot share; "
-                "take KFAC, EKFAC, SREKFAC or RSKFAC"
+                "take KFAC, FactoredKFAC, EKFAC, SREKFAC or RSKFAC"
             )
         found.append((member, block, member.layer))
     owners = assign([block.decomposition_cost for _, block, _ in found], ranks.size)

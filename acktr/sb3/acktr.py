@@ -16,35 +16,34 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from acktr.curvature.members import known_fisher
-from acktr.firstorder import Adam, FirstOrder
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
-from acktr.sb3.checks import check_numbers, check_setup
+from acktr.passes import SEEDS_APART
+from acktr.sb3.checks import check_numbers, check_ranks, check_setup
 from acktr.sb3.collect import collect
 from acktr.sb3.exploration import Exploration, explored, is_drawn
 from acktr.sb3.faults import MAX_FAULTS, Faults
+from acktr.sb3.meeting import broken_buffer
 from acktr.sb3.networks import (
     ActorNetwork,
     CriticNetwork,
     JointNetwork,
     Precision,
     action_likelihood,
-    reached_parameters,
     shares_trunk,
 )
+from acktr.sb3.ranks import part_of, ranks_here
 from acktr.sb3.reuse import with_past
-from acktr.sb3.rollout import Rollout, check_buffer, flatten_rollout
+from acktr.sb3.rollout import Rollout, fit, flatten_rollout
 from acktr.sb3.schedules import Schedule, at
-from acktr.sb3.settings import ActorSettings, CriticSettings
+from acktr.sb3.settings import ActorSettings, CriticSettings, usual_actor
 from acktr.sb3.state import UpdateState
+from acktr.sb3.stepper import stepper_of
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
 from acktr.sb3.watch import hold_noise, try_out_noise
-from acktr.step import StepRule
 
 Self = TypeVar("Self", bound="ACKTR")
 
@@ -117,10 +116,10 @@ class ACKTR(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         check_numbers(n_steps, gamma, gae_lambda, ent_coef, vf_coef, max_faults)
-        self.max_faults = max_faults
+        self.max_faults, self.ranks = max_faults, ranks_here()
         self.normalize_advantage, self.precision = normalize_advantage, precision
         self.joint_step = joint_step
-        self.actor, self.critic = actor or _usual_actor(self.policy_aliases, policy), critic or CriticSettings()
+        self.actor, self.critic = actor or usual_actor(self.policy_aliases, policy), critic or CriticSettings()
         super().__init__(
             policy,
             env,
@@ -144,11 +143,14 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         check_setup(self)
+        self.part = part_of(self.ranks, self.n_envs)
+        check_ranks(self)
         super()._setup_model()
+        self.ranks.begin([*self.policy.parameters(), *self.policy.buffers()], "")
         # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
         self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.actor.noise.begin(self.policy)
-        self.update_state = UpdateState(self.seed or 0)
+        self.update_state = UpdateState(self.seed or 0, self.ranks)
         self.update_state.attach(self._vec_normalize_env)
         self.faults.limit = self.max_faults
         self._action_dimensions = get_action_dim(self.action_space)
@@ -162,47 +164,14 @@ class ACKTR(OnPolicyAlgorithm):
         self._joint_network = JointNetwork(self.policy, self.precision) if together else None
         if self._joint_network is not None:
             joint = Joint(self.action_likelihood, ScalarGaussian())
-            self.actor_optimizer = self._optimizer(self._joint_network, joint, self.actor, observations)
+            self.actor_optimizer = stepper_of(self, self._joint_network, joint, self.actor, observations)
         else:
             likelihood = self.action_likelihood
-            self.actor_optimizer = self._optimizer(self._actor_network, likelihood, self.actor, observations)
-            self.critic_optimizer = self._optimizer(self._critic_network, ScalarGaussian(), self.critic, observations)
+            self.actor_optimizer = stepper_of(self, self._actor_network, likelihood, self.actor, observations)
+            self.critic_optimizer = stepper_of(self, self._critic_network, ScalarGaussian(), self.critic, observations)
         for optimizer in self._optimizers():
             optimizer.max_skips = self.max_faults
         self.exploration = Exploration(self) if at(self.actor.exploration_kl, 1.0) > 0 else None
-
-    def _optimizer(
-        self, network: Any, likelihood: Any, settings: ActorSettings | CriticSettings, observations: Any
-    ) -> Stepper:
-        parameters, seed = reached_parameters(network, observations), self.seed or 0
-        if isinstance(settings.curvature, Adam):
-            return FirstOrder(network, likelihood, settings.curvature, parameters=parameters, seed=seed)
-        rule = StepRule(
-            combination=settings.combination,
-            metric=settings.metric,
-            corrections=settings.corrections,
-            examples=settings.exact_examples,
-            measure_period=settings.measure_period,
-            statistics_period=settings.statistics_period,
-            refresh_period=settings.refresh_period,
-            line_search=settings.line_search if isinstance(settings, ActorSettings) else None,
-            curvature_damping=settings.curvature_damping if isinstance(settings, ActorSettings) else None,
-            cold_start=settings.cold_start if isinstance(settings, ActorSettings) else 0,
-            wake=settings.wake if isinstance(settings, ActorSettings) else None,
-        )
-        return NaturalGradient(
-            network,
-            likelihood,
-            settings.curvature,
-            radius=at(settings.radius, 1.0),
-            damping=settings.damping,
-            momentum=settings.momentum,
-            fisher=settings.fisher,
-            rule=rule,
-            parameters=parameters,
-            blocks={"policy.log_std": known_fisher(2.0)},
-            seed=seed,
-        )
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -253,10 +222,9 @@ class ACKTR(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""
         buffer = self.rollout_buffer
-        try:
-            check_buffer(buffer)
-        except FloatingPointError as error:
-            self.faults.lose(str(error))
+        broken = broken_buffer(buffer, self.ranks)
+        if broken is not None:
+            self.faults.lose(broken, alike=True)
             return
         self.faults.forgive()
         self.policy.set_training_mode(True)
@@ -267,7 +235,8 @@ class ACKTR(OnPolicyAlgorithm):
         # The first rows stand for all, unless all do, or drawn policies keep their environments' rows together.
         whole = is_drawn(self.exploration) or (self.actor.curvature_examples, of_critic) == (None, None)
         order = None if whole else self.update_state.generator
-        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order).seen_by(self.acting_network)
+        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order, self.ranks)
+        rollout = rollout.seen_by(self.acting_network)
         radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
         self.actor_optimizer.param_groups[0]["radius"] = radius
         if self._joint_network is not None:
@@ -288,6 +257,17 @@ class ACKTR(OnPolicyAlgorithm):
             try_out_noise(self)
         return total_timesteps, callback
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed everything; each of several processes with numbers of its own, its environments as if all were in one.
+
+        Args:
+            seed: None for nothing.
+        """
+        own = None if seed is None else (seed + SEEDS_APART * self.ranks.rank) % 2**32
+        super().set_random_seed(own)
+        if self.ranks.rank and seed is not None and self.env is not None:
+            self.env.seed(seed + self.part.first)
+
     @property
     def faults(self) -> Faults:
         """What broke so far, by kind."""
@@ -304,20 +284,22 @@ class ACKTR(OnPolicyAlgorithm):
         if self.actor.reuse is not None:
             rollout = with_past(self, rollout, self.actor.reuse)
         with explored(self.exploration, rollout.observations, self.logger.record) as groups:
-            return actor_steps(network, optimizer, rollout, self.actor, self.ent_coef, generator, groups)
+            settings = self.part.share(self.actor)
+            return actor_steps(network, optimizer, rollout, settings, self.ent_coef, generator, groups)
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
         radius = at(self.critic.radius, self._current_progress_remaining)
-        return critic_steps(self.critic_optimizer, rollout, self.critic, radius, self.update_state.generator)
+        settings = self.part.share(self.critic)
+        return critic_steps(self.critic_optimizer, rollout, settings, radius, self.update_state.generator)
 
     def _train_jointly(self, rollout: Rollout) -> StepLog:
         network = cast(JointNetwork, self._joint_network)
         radius, generator = at(self.critic.radius, self._current_progress_remaining), self.update_state.generator
-        optimizer = self.actor_optimizer
-        return joint_steps(network, optimizer, rollout, self.actor, self.ent_coef, self.vf_coef, radius, generator)
+        optimizer, settings = self.actor_optimizer, self.part.share(self.actor)
+        return joint_steps(network, optimizer, rollout, settings, self.ent_coef, self.vf_coef, radius, generator)
 
     def _log(self, room: str, log: StepLog) -> None:
-        for name, value in log.means().items():
+        for name, value in log.means(self.ranks).items():
             self.logger.record(f"{room}/{name}", value)
         optimizer = self.critic_optimizer if room == "critic" else self.actor_optimizer
         self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
@@ -334,9 +316,9 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _log_rollout(self, rollout: Rollout) -> None:
         self._n_updates += 1
-        variance = explained_variance(rollout.values.cpu().numpy(), rollout.returns.cpu().numpy())
+        variance, entropy = fit(rollout, self.ranks)
         self.logger.record("train/explained_variance", variance)
-        self.logger.record("train/entropy", float(-rollout.log_probs.mean()))
+        self.logger.record("train/entropy", entropy)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -381,14 +363,8 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]
-        own += ["action_likelihood", "exploration"]
+        own += ["action_likelihood", "exploration", "ranks", "part"]
         return [*super()._excluded_save_params(), *own, "update_state"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizer_names(), "update_state"], []
-
-
-def _usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorCriticPolicy]) -> ActorSettings:
-    kind = aliases.get(policy) if isinstance(policy, str) else policy  # SB3 refuses what is neither
-    images = isinstance(kind, type) and issubclass(kind, ActorCriticCnnPolicy)
-    return ActorSettings.for_images() if images else ActorSettings()

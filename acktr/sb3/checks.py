@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, get_args
 
 from gymnasium import spaces
@@ -12,6 +13,13 @@ from acktr.sb3.settings import ActorSettings, CriticSettings
 
 if TYPE_CHECKING:
     from acktr.sb3.acktr import ACKTR
+
+
+_ALIKE = (
+    *("n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "normalize_advantage", "joint_step", "precision"),
+    *("actor", "critic", "seed", "max_faults", "observation_space", "action_space"),
+)
+"""What all processes have to be told alike."""
 
 
 def check_numbers(
@@ -69,6 +77,34 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError(f"learning_rate must be at least 0 and finite, got {rate}")
     if agent.normalize_advantage and agent.n_steps * agent.n_envs < 2:
         raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
+
+
+def check_ranks(agent: ACKTR) -> None:
+    """Hold several processes against each other: the same settings, rollouts of as many minibatches.
+
+    Args:
+        agent: before its networks are built.
+
+    Raises:
+        ValueError: in all processes, if they cannot learn together.
+    """
+    if agent.ranks.size == 1:
+        return
+    agent.ranks.begin([], " ".join(f"{name}={getattr(agent, name)}" for name in _ALIKE))
+    if at(agent.actor.exploration_kl, 1.0) > 0:
+        raise ValueError("actor.exploration_kl draws policies from a curvature that ranks share; set it to 0")
+    for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
+        parts = {_parts(agent.n_steps * count, settings.n_minibatches) for count in agent.part.counts}
+        if len(parts) > 1:
+            raise ValueError(
+                f"{name}.n_minibatches {settings.n_minibatches} cuts the rollouts of ranks with {agent.part.counts} "
+                f"environments of {agent.n_steps} steps into {sorted(parts)} parts; let it divide n_steps"
+            )
+
+
+def _parts(rows: int, n_minibatches: int) -> int:
+    """How many parts of equal size, but for the last, a rollout is cut into."""
+    return math.ceil(rows / math.ceil(rows / n_minibatches))
 
 
 def check_settings(name: str, settings: ActorSettings | CriticSettings) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
 from acktr.sb3.acting import RolloutActor
+from acktr.sb3.meeting import Meeting, meeting_of
 from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import check_finite, time_major
 from acktr.sb3.watch import BROKEN_POLICY, Watch
@@ -63,13 +64,30 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
     callback.on_rollout_start()
     if agent.exploration is not None:
         agent.exploration.draw()
+    meeting = meeting_of(agent, env)
+    if not meeting.after(lambda: _fill(agent, env, callback, rollout_buffer, n_steps, meeting)):
+        return False
+    agent.faults.record(agent.logger.record)
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+def _fill(
+    agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_steps: int, meeting: Meeting
+) -> bool:
+    """Fill the buffer with this process's part, which waits for no other.
+
+    Returns:
+        Whether it is full; False if the callback stopped it.
+    """
     actor, cuts, watch = RolloutActor(agent, n_steps, env.num_envs), Cuts(), Watch(agent, env)
     clip, step = _clipper(agent.action_space), 0
     while step < n_steps:
         actions = actor.act(step, agent._last_obs)
         clipped_actions = clip(actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        agent.num_timesteps += env.num_envs
+        agent.num_timesteps += meeting.envs
         if watch.loses(actions, new_obs, rewards):
             rollout_buffer.reset()
             actor, cuts, step = RolloutActor(agent, n_steps, env.num_envs), Cuts(), 0
@@ -78,16 +96,13 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
         if not callback.on_step():
             return False
         if any(infos):  # native worlds have nothing to say at most steps
-            agent._update_info_buffer(infos, dones)
+            meeting.hear(infos, dones)
             agent.faults.take(infos)
             _note_cuts(cuts, step, dones, infos, watch)
         _store(rollout_buffer, step, agent._last_obs, actions, rewards, agent._last_episode_starts)
         agent._last_obs, agent._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         step += 1
     _finish(agent, rollout_buffer, actor.outputs(), cuts)
-    agent.faults.record(agent.logger.record)
-    callback.update_locals(locals())
-    callback.on_rollout_end()
     return True
 
 

@@ -34,15 +34,19 @@ class Faults:
         """How often, by kind; logged as `faults/KIND`."""
         self._in_a_row = 0
         self._recorded: dict[str, int] = {}
+        self._own: dict[str, int] = {}
 
-    def note(self, kind: str, what: str) -> None:
+    def note(self, kind: str, what: str, alike: bool = False) -> None:
         """Count one fault, and say so at the first of its kind, the second, the fourth, and so on.
 
         Args:
             kind: what it is counted under.
             what: one line.
+            alike: whether all processes that learn together count this one.
         """
         count = self.add(kind)
+        if not alike:
+            self._own[kind] = self._own.get(kind, 0) + 1
         if count & (count - 1) == 0:
             _log.warning("fault %d of kind '%s', training goes on: %s", count, kind, what)
 
@@ -58,6 +62,20 @@ class Faults:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         return self.counts[kind]
 
+    def fresh(self) -> dict[str, int]:
+        """What this process alone has counted since it was asked last."""
+        own, self._own = self._own, {}
+        return own
+
+    def hear(self, counts: dict[str, int]) -> None:
+        """Count what another process tells of.
+
+        Args:
+            counts: of its `fresh`.
+        """
+        for kind, count in counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+
     def take(self, infos: list[dict[str, Any]]) -> None:
         """Count what the environments of a step tell.
 
@@ -68,16 +86,17 @@ class Faults:
             for kind, what in info.get("faults", ()):
                 self.note(kind, what)
 
-    def lose(self, what: str) -> None:
+    def lose(self, what: str, alike: bool = False) -> None:
         """Count a rollout from which nothing is learned.
 
         Args:
             what: why.
+            alike: whether all processes that learn together lose this one.
 
         Raises:
             FloatingPointError: if it is one too many in a row.
         """
-        self.note("rollout", what)
+        self.note("rollout", what, alike)
         self._in_a_row += 1
         if self._in_a_row >= self.limit:
             times = "" if self.limit == 1 else f", {self.limit} rollouts in a row"

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Generator
 
+from acktr.ranks import Ranks
+from acktr.sb3.ranks import everyones
+
 _MOST_DEATHS = 1 / 16
 """Share of the episodes that may end early under a noise that counts as forgiven."""
 
@@ -53,7 +56,9 @@ class Trial:
     """Environment steps it took, over all environments."""
 
 
-def try_noise(env: VecEnv, log_std: float, how: Forgiveness, total: int, generator: Generator) -> Trial:
+def try_noise(
+    env: VecEnv, log_std: float, how: Forgiveness, total: int, generator: Generator, ranks: Ranks | None = None
+) -> Trial:
     """Find the largest noise around rest that ends no more episodes than rest itself, and stay a margin below.
 
     Rest is the action 0, around which new policies act. Where episodes end early under the first noise but not at
@@ -65,11 +70,12 @@ def try_noise(env: VecEnv, log_std: float, how: Forgiveness, total: int, generat
         how: what to try.
         total: environment steps of the whole training.
         generator: of the noise.
+        ranks: the processes that try together, each in its own environments; None for this one alone.
 
     Returns:
         The shift and the price.
     """
-    tries = _Tries(env, how.longest, how.share * total, generator)
+    tries = _Tries(env, how.longest, how.share * total, generator, ranks or Ranks())
     with _Frozen(env):
         # Rest comes second: it says whether what the first noise ended would have gone on.
         if tries.survives(math.exp(log_std)) is False and tries.survives(0.0):
@@ -87,36 +93,46 @@ class _Tries:
         longest: Steps after which an episode counts as survived.
         most: Environment steps that all tries together may take.
         generator: Of the noise.
+        ranks: The processes that try together.
     """
 
-    def __init__(self, env: VecEnv, longest: int, most: float, generator: Generator) -> None:
+    def __init__(self, env: VecEnv, longest: int, most: float, generator: Generator, ranks: Ranks) -> None:
         self._env, self._longest, self._most, self._generator = env, longest, most, generator
+        self._ranks, self._count = ranks, sum(ranks.gathered(env.num_envs))
         self.steps = 0
 
     def survives(self, std: float) -> bool | None:
         """Whether nearly all environments' first episodes last; None if it cannot be afforded to know."""
-        count = self._env.num_envs
-        if self.steps + self._longest * count > self._most:
+        if self.steps + self._longest * self._count > self._most:
             return None
+        told = everyones(self._ranks, lambda: self._play(std))
+        self.steps += sum(steps for _, steps in told)
+        return bool(sum(deaths for deaths, _ in told) <= _MOST_DEATHS * self._count)
+
+    def _play(self, std: float) -> tuple[int, int]:
+        """Play until nothing more is to be learned.
+
+        Returns:
+            How many first episodes ended early, and the steps it took.
+        """
+        count = self._env.num_envs
         self._env.reset()
-        under_way, deaths = np.ones(count, dtype=bool), 0
+        under_way, deaths, steps = np.ones(count, dtype=bool), 0, 0
         for _ in range(self._longest):
             dones, infos = self._step(std)
+            steps += count
             for index in np.flatnonzero(dones & under_way):
                 under_way[index] = False
                 deaths += not infos[index].get("TimeLimit.truncated", False)
-            if deaths > _MOST_DEATHS * count:
-                return False
-            if not under_way.any():
+            if deaths > _MOST_DEATHS * self._count or not under_way.any():
                 break
-        return True
+        return deaths, steps
 
     def _step(self, std: float) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
         space, count = self._env.action_space, self._env.num_envs
         assert isinstance(space, spaces.Box)
         noise = torch.randn(count, *space.shape, generator=self._generator).numpy()
         _, _, dones, infos = self._env.step(np.clip(std * noise, space.low, space.high).astype(space.dtype))
-        self.steps += count
         return dones, infos
 
 

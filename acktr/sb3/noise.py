@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Generator
 
+from acktr.ranks import Ranks
 from acktr.sb3.forgiveness import Forgiveness, Trial, try_noise
 from acktr.sb3.schedules import Schedule, at
 
@@ -43,7 +44,9 @@ class Noise(ABC):
             policy: the new policy.
         """
 
-    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
+    def try_out(
+        self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator, ranks: Ranks | None = None
+    ) -> Trial:
         """Find out what the environment forgives; unless this says otherwise, nothing is tried.
 
         Args:
@@ -51,6 +54,7 @@ class Noise(ABC):
             env: its environment, which has to be reset after steps were taken.
             total: environment steps of the whole training.
             generator: of noise.
+            ranks: the processes that learn together; None for this one alone.
 
         Returns:
             Nats to be added to log standard deviations, and the steps it took.
@@ -144,7 +148,9 @@ class ScheduledNoise(Noise):
         """
         policy.log_std.requires_grad_(False)
 
-    def try_out(self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator) -> Trial:
+    def try_out(
+        self, policy: ActorCriticPolicy, env: VecEnv, total: int, generator: Generator, ranks: Ranks | None = None
+    ) -> Trial:
         """Find out what the environment forgives, if that is wanted.
 
         Args:
@@ -152,13 +158,14 @@ class ScheduledNoise(Noise):
             env: its environment, which has to be reset afterwards.
             total: environment steps of the whole training.
             generator: of noise.
+            ranks: the processes that learn together; None for this one alone.
 
         Returns:
             Nats by which the whole schedule has to be lower, and the steps it took.
         """
         if self.forgiveness is None:
             return Trial(0.0, 0)
-        return try_noise(env, policy.log_std_init, self.forgiveness, total, generator)
+        return try_noise(env, policy.log_std_init, self.forgiveness, total, generator, ranks)
 
     @torch.no_grad()
     def keep(self, policy: ActorCriticPolicy, progress_remaining: float, shift: float) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.utils import explained_variance
 from torch import Generator, Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
+from acktr.ranks import Ranks
 from acktr.sb3.networks import ActorNetwork, JointNetwork
 from acktr.tree import map_tensors, take_rows
 
@@ -116,7 +118,11 @@ def time_major(arrays: Any, device: torch.device) -> Any:
 
 
 def flatten_rollout(
-    buffer: RolloutBuffer, device: torch.device, standardise: bool, generator: Generator | None = None
+    buffer: RolloutBuffer,
+    device: torch.device,
+    standardise: bool,
+    generator: Generator | None = None,
+    ranks: Ranks | None = None,
 ) -> Rollout:
     """Read a full SB3 buffer once, without its per-minibatch copies.
 
@@ -125,6 +131,7 @@ def flatten_rollout(
         device: where the update runs.
         standardise: whether advantages get mean 0 and variance 1 over the whole rollout.
         generator: source of a random order of the transitions; None leaves them as they followed each other.
+        ranks: the processes whose rollouts are one for the mean and the variance; None for this one alone.
 
     Returns:
         The rollout.
@@ -132,7 +139,7 @@ def flatten_rollout(
     order = None if generator is None else torch.randperm(buffer.returns.size, generator=generator)
     actions, advantages = _read(buffer.actions, device, order), _read(buffer.advantages, device, None)
     if standardise:
-        advantages = standardised(advantages)
+        advantages = standardised(advantages, ranks or Ranks())
     return Rollout(
         observations=_read(buffer.observations, device, order),
         actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
@@ -143,16 +150,18 @@ def flatten_rollout(
     )
 
 
-def standardised(advantages: Tensor) -> Tensor:
+def standardised(advantages: Tensor, ranks: Ranks) -> Tensor:
     """Advantages of mean 0 and variance 1.
 
     Args:
         advantages: of a whole rollout, [N].
+        ranks: the processes whose rollouts it is a part of.
 
     Returns:
         Shape [N].
     """
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    mean, std = mean_and_std(advantages, ranks)
+    return (advantages - mean) / (std + 1e-8)
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
@@ -166,6 +175,44 @@ def to_device(tree: Any, device: torch.device) -> Any:
         The same nest; what is there already is not copied.
     """
     return map_tensors(lambda tensor: tensor.to(device), tree)
+
+
+def mean_and_std(values: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (over n − 1) of everyone's values.
+
+    Args:
+        values: this process's, [N].
+        ranks: the processes.
+
+    Returns:
+        Two scalars.
+    """
+    if ranks.size == 1:
+        return values.mean(), values.std()
+    mean = ranks.mean(values.mean(), len(values))
+    count = sum(ranks.gathered(len(values)))
+    variance = ranks.mean((values - mean).double().square().mean(), len(values)) * count / (count - 1)
+    return mean, variance.sqrt().to(values)
+
+
+def fit(rollout: Rollout, ranks: Ranks) -> tuple[float, float]:
+    """How the critic's predictions and the policy's actions were, over everyone's transitions.
+
+    Args:
+        rollout: this process's.
+        ranks: the processes.
+
+    Returns:
+        The share of the returns' variance that the values explain (NaN where there is none), and the mean of the
+        actions' negative log-probabilities.
+    """
+    if ranks.size == 1:
+        variance = explained_variance(rollout.values.cpu().numpy(), rollout.returns.cpu().numpy())
+        return float(variance), float(-rollout.log_probs.mean())
+    parts = torch.stack([rollout.returns, rollout.returns - rollout.values, -rollout.log_probs]).double()
+    means = ranks.mean(parts.mean(1), len(rollout))
+    total, left, _ = ranks.mean((parts - means[:, None]).square().mean(1), len(rollout)).tolist()
+    return 1 - left / total if total > 0 else float("nan"), float(means[2])
 
 
 def _read(arrays: Any, device: torch.device, order: Tensor | None) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy
+
 from acktr.combination import LayerCombination
 from acktr.curvature import EKFAC, Curvature
 from acktr.damping import GreedyDamping, LevenbergMarquardt
@@ -145,3 +147,18 @@ class CriticSettings:
     """Passes over each rollout."""
     n_minibatches: int = 4
     """Steps per pass."""
+
+
+def usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorCriticPolicy]) -> ActorSettings:
+    """Settings for who gives none.
+
+    Args:
+        aliases: policies by name.
+        policy: a name or a class.
+
+    Returns:
+        Those for images where the policy is a convolutional one.
+    """
+    kind = aliases.get(policy) if isinstance(policy, str) else policy  # SB3 refuses what is neither
+    images = isinstance(kind, type) and issubclass(kind, ActorCriticCnnPolicy)
+    return ActorSettings.for_images() if images else ActorSettings()

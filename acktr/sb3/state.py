@@ -10,7 +10,10 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Generator, Tensor
 
+from acktr.passes import SEEDS_APART
+from acktr.ranks import Ranks
 from acktr.sb3.faults import Faults
+from acktr.sb3.moments import Moments, moments_of
 from acktr.sb3.reuse import Past
 
 
@@ -22,16 +25,20 @@ class UpdateState:
 
     Args:
         seed: of the generator that shuffles minibatches.
+        ranks: the processes that learn together, each with a generator of its own; None for this one alone.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.generator = Generator().manual_seed(seed)
+    def __init__(self, seed: int, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
+        self.generator = Generator().manual_seed(seed + SEEDS_APART * self._ranks.rank)
         self.faults = Faults()
         self.noise_shift = 0.0
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
         self.past = Past()
         """Rollouts that the policy's steps may use again (`acktr.sb3.reuse`)."""
         self.normaliser: VecNormalize | None = None
+        self.common: dict[str, Moments] = {}
+        """The normaliser's moments when those of all processes were the same last."""
         self._waiting: dict[str, Any] | None = None
 
     def attach(self, normaliser: VecNormalize | None) -> None:
@@ -44,17 +51,20 @@ class UpdateState:
         if normaliser is not None and self._waiting is not None:
             restore_normaliser(normaliser, self._waiting)
             self._waiting = None
+        self.common = moments_of(normaliser)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only."""
+        """Tensors and numbers only; a call for all processes."""
+        generators = self._ranks.gathered(self.generator.get_state())
         normaliser = self._waiting if self.normaliser is None else normaliser_state(self.normaliser)
-        return {
-            "generator": self.generator.get_state(),
+        state = {
+            "generator": generators[0],
             "normaliser": normaliser,
             "faults": self.faults.state_dict(),
             "noise_shift": self.noise_shift,
-            "past": self.past.state_dict(),
+            "pasts": self._ranks.gathered(self.past.state_dict()),
         }
+        return state | ({"others": generators[1:]} if generators[1:] else {})
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Restore what `state_dict` returned.
@@ -63,13 +73,30 @@ class UpdateState:
             state: the dictionary.
             strict: SB3's name for «every key must be there», which is always so here.
         """
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, [state["generator"], *state.get("others", [])], self._ranks)
         if "faults" in state:  # older files have none
             self.faults.load_state_dict(state["faults"])
         self.noise_shift = state.get("noise_shift", 0.0)
-        self.past.load_state_dict(state.get("past", ()))
+        pasts = state.get("pasts", [])
+        # Environments of other ranks are no past of this one: with another number of them it begins anew.
+        self.past.load_state_dict(pasts[self._ranks.rank] if len(pasts) == self._ranks.size else [])
         self._waiting = state["normaliser"]
         self.attach(self.normaliser)
+
+
+def restore_generator(generator: Generator, states: list[Tensor], ranks: Ranks) -> None:
+    """Go on with a generator; where there were more or fewer processes, all but the first begin another sequence.
+
+    Args:
+        generator: this process's.
+        states: one for each process that there was.
+        ranks: the processes that there are.
+    """
+    known = len(states) == ranks.size
+    generator.set_state(states[ranks.rank if known else 0].cpu())
+    if not known and ranks.rank:
+        drawn = torch.randint(2**31, (), generator=generator, device=generator.device)
+        generator.manual_seed(int(drawn) + SEEDS_APART * ranks.rank)
 
 
 def normaliser_state(normaliser: VecNormalize) -> dict[str, Any]:

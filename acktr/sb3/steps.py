@@ -17,6 +17,7 @@ from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
 from acktr.objective import Loss
 from acktr.optimizer import NaturalGradient
+from acktr.ranks import Ranks
 from acktr.sb3.rollout import Rollout, policy_loss
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import StepReport
@@ -32,6 +33,8 @@ class StepLog:
 
     reports: list[StepReport] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    examples: int = 1
+    """Transitions of the rollout."""
 
     def add(self, report: StepReport, loss: float) -> None:
         """Note one step.
@@ -43,14 +46,24 @@ class StepLog:
         self.reports.append(report)
         self.losses.append(loss)
 
-    def means(self) -> dict[str, float]:
-        """Averages over the rollout's steps, by the names they are logged under; NaN where nothing was measured."""
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Averages over the rollout's steps, by the names they are logged under; NaN where nothing was measured.
+
+        Args:
+            ranks: the processes that took them, each of which knows the loss of its own examples.
+
+        Returns:
+            By name.
+        """
+        loss = fmean(self.losses)
+        if ranks.size > 1:
+            loss = float(ranks.mean(torch.tensor(loss, dtype=torch.float64), self.examples))
         return {
             "kl_predicted": _mean(r.kl_predicted for r in self.reports),
             "kl_block": _mean(r.kl_block for r in self.reports),
             "kl_measured": _mean(r.kl_measured for r in self.reports),
             "trust_region_scale": fmean(r.scale for r in self.reports),
-            "loss": fmean(self.losses),
+            "loss": loss,
         }
 
 
@@ -82,7 +95,7 @@ def actor_steps(
     Returns:
         What the steps did.
     """
-    log = StepLog()
+    log = StepLog(examples=len(rollout))
     likelihood: PolicyLikelihood = optimizer.likelihood  # type: ignore[assignment]
     behaviour = _outputs(actor, rollout) if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator, groups):
@@ -92,7 +105,7 @@ def actor_steps(
             return policy_loss(likelihood, outputs, _first(batch, outputs), settings.clip_range, ent_coef)
 
         log.add(*_descend(optimizer, loss, outputs, passes))
-        if behaviour is not None and _too_far(likelihood, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
+        if behaviour is not None and _too_far(optimizer, behaviour, _outputs(actor, rollout), settings.max_rollout_kl):
             break
     return log
 
@@ -119,7 +132,7 @@ def critic_steps(
     Returns:
         What the steps did.
     """
-    log = StepLog()
+    log = StepLog(examples=len(rollout))
     # With seeds of ones the objective's output gradient is the residual times the seed.
     whole = settings.curvature_examples is None and isinstance(settings.fisher, ExactFisher)
     one_pass = whole and isinstance(optimizer, NaturalGradient) and optimizer.curvature.all_layers
@@ -132,7 +145,7 @@ def critic_steps(
             passes = optimizer.observe(observations, (returns,), settings.curvature_examples)
             residual = _joined([p.outputs[0] for p in passes]) - returns
             optimizer.pull_back((residual / len(residual),), passes)
-        loss = float(0.5 * residual.square().mean())
+        loss = float(optimizer.ranks.mean(0.5 * residual.square().mean(), len(residual)))
         optimizer.param_groups[0]["radius"] = radius * max(loss, 1e-12)
         optimizer.descend(_squared_error(returns))
         log.add(optimizer.report, loss)
@@ -167,12 +180,12 @@ def joint_steps(
     Returns:
         What the steps did.
     """
-    log = StepLog()
+    log = StepLog(examples=len(rollout))
     policy: PolicyLikelihood = optimizer.likelihood.policy  # type: ignore[attr-defined]
     behaviour = _outputs(network, rollout)[:-1] if settings.max_rollout_kl is not None else None
     for batch in rollout.minibatches(settings.n_epochs, settings.n_minibatches, generator):
         outputs, passes = _observe(optimizer, batch, settings.curvature_examples)
-        error = 0.5 * (outputs[-1] - batch.returns).square().mean()
+        error = optimizer.ranks.mean(0.5 * (outputs[-1] - batch.returns).square().mean(), len(batch))
         radius = optimizer.param_groups[0]["radius"]
         optimizer.likelihood = joint_likelihood(policy, value_radius * float(error.detach()), radius)
 
@@ -182,9 +195,8 @@ def joint_steps(
             return policy_loss(policy, outputs[:-1], seen, settings.clip_range, ent_coef) + vf_coef * squares
 
         log.add(*_descend(optimizer, loss, outputs, passes))
-        if behaviour is not None and _too_far(
-            policy, behaviour, _outputs(network, rollout)[:-1], settings.max_rollout_kl
-        ):
+        now = _outputs(network, rollout)[:-1] if behaviour is not None else ()
+        if behaviour is not None and _too_far(optimizer, behaviour, now, settings.max_rollout_kl, policy):
             break
     return log
 
@@ -250,5 +262,8 @@ def _outputs(network: nn.Module, rollout: Rollout) -> Outputs:
     return outputs
 
 
-def _too_far(likelihood: Likelihood, behaviour: Outputs, now: Outputs, limit: float | None) -> bool:
-    return limit is not None and float(likelihood.divergence(behaviour, now).mean()) > limit
+def _too_far(
+    optimizer: Stepper, behaviour: Outputs, now: Outputs, limit: float | None, likelihood: Likelihood | None = None
+) -> bool:
+    divergences = (likelihood or optimizer.likelihood).divergence(behaviour, now)
+    return limit is not None and float(optimizer.ranks.mean(divergences.mean(), len(divergences))) > limit

@@ -117,7 +117,8 @@ def try_out_noise(agent: ACKTR) -> None:
     """
     env = agent.env
     assert env is not None
-    trial = agent.actor.noise.try_out(agent.policy, env, agent._total_timesteps, agent.update_state.generator)
+    generator, total = agent.update_state.generator, agent._total_timesteps
+    trial = agent.actor.noise.try_out(agent.policy, env, total, generator, agent.ranks)
     if trial.steps == 0:
         return
     agent.num_timesteps += trial.steps
@@ -141,6 +142,7 @@ def hold_noise(agent: ACKTR) -> None:
         return
     widest = float(log_std.detach().abs().max())
     if not widest <= WIDEST_LOG_STD:
-        agent.faults.note("log_std", f"a log standard deviation of {widest:g} is held within ±{WIDEST_LOG_STD:g}")
+        what = f"a log standard deviation of {widest:g} is held within ±{WIDEST_LOG_STD:g}"
+        agent.faults.note("log_std", what, alike=True)
         with torch.no_grad():
             log_std.clamp_(-WIDEST_LOG_STD, WIDEST_LOG_STD)

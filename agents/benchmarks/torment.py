@@ -98,7 +98,9 @@ def torment(
     return found
 
 
-def begin(arguments: Sequence[str], log: Path, door: str = "scripts.train") -> BaseProcess:
+def begin(
+    arguments: Sequence[str], log: Path, door: str = "scripts.train", environ: Mapping[str, str] | None = None
+) -> BaseProcess:
     """Start a program in a process of its own, forked where PyTorch is loaded already.
 
     So that a kill hits the training and not the imports, which nobody loses anything by.
@@ -107,13 +109,14 @@ def begin(arguments: Sequence[str], log: Path, door: str = "scripts.train") -> B
         arguments: Of the program.
         log: Where its output goes.
         door: The program.
+        environ: What its environment holds besides; None for nothing.
 
     Returns:
         The process.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "agents.training", "agents.natural", "envs.mujoco", "scripts.console"])
-    process = context.Process(target=_run, args=(door, list(arguments), str(log)))
+    process = context.Process(target=_run, args=(door, list(arguments), str(log), dict(environ or {})))
     process.start()
     return process
 
@@ -191,7 +194,8 @@ def _wait(process: BaseProcess, seconds: float | None, began: float) -> int | st
     return process.exitcode
 
 
-def _run(door: str, arguments: list[str], log: str) -> None:
+def _run(door: str, arguments: list[str], log: str, environ: dict[str, str]) -> None:
+    os.environ.update(environ)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)

@@ -27,6 +27,7 @@ from acktr import (
     Categorical,
     DiagonalGaussian,
     ExactFisher,
+    FactoredKFAC,
     Joint,
     LevenbergMarquardt,
     NaturalGradient,
@@ -42,6 +43,7 @@ EXAMPLES, UPDATES, HALF = 24, 20, 4
 PLACEMENTS = {"comm": CommOpt(), "mem": MemOpt(), "hybrid": HybridOpt()}
 CURVATURES = {
     "kfac": KFAC(),
+    "factored": FactoredKFAC(),
     "ekfac": EKFAC(),
     "ekfac-rank": EKFAC(rank=2),
     "sre": SREKFAC(rank=2, oversampling=1, power_steps=2),
@@ -261,6 +263,8 @@ FEW: dict[str, Case] = {
     "wrapped": Case("ekfac", "conv", "mem", wrapped=True),
     "bad input": Case("ekfac", "linear", "mem", spoil=one_bad_input),
     "kfac": Case("kfac", "conv", "mem"),
+    "factored": Case("factored", "conv", "mem"),
+    "factored, everywhere": Case("factored", "linear", "comm"),
     "synchronous": Case("ekfac", "conv", "mem"),
     "age 0": Case("ekfac", "conv", "mem", refresh=Background(0)),
     "age 2": Case("ekfac", "conv", "mem", refresh=Background(2)),

@@ -160,7 +160,7 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         )
 
 
-class FactoredBlock(SampledBlock, WholeFactorsBlock):
+class FactoredBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
     """K-FAC with factored Tikhonov damping (Martens & Grosse 2015, section 6.3).
 
     X = (G + √λ/π I)⁻¹ V (A + π√λ I)⁻¹ with π² = (tr A / i) / (tr G / o).
@@ -181,6 +181,34 @@ class FactoredBlock(SampledBlock, WholeFactorsBlock):
             self._inverses = (damping, *self._invert(damping))
         if self._roots is not None:
             self._roots = (self._roots[0], *self._root(self._roots[0]))
+
+    def decomposing(self) -> Callable[[], Found]:
+        """Both inverses with the damping of the last `solve`; nothing, where there was none yet.
+
+        Returns:
+            Finds (G + √λ/π)⁻¹ and (A + π√λ)⁻¹.
+        """
+        if self._inverses is None:
+            return list
+        (G, output_damping), (A, input_damping) = self._split(self._inverses[0])
+        return lambda: [damped_inverse(G, output_damping), damped_inverse(A, input_damping)]
+
+    def adopt(self, found: Found) -> None:
+        """Use new inverses until the damping changes.
+
+        Args:
+            found: of `decomposing`; nothing leaves them to the next `solve`.
+        """
+        if found and self._inverses is not None:
+            self._inverses = (self._inverses[0], found[0], found[1])
+        else:
+            self._inverses = None
+        self._roots = None
+
+    @property
+    def decomposition_cost(self) -> float:
+        """Two Cholesky inverses, of n³ each."""
+        return sum(float(width) ** 3 for width in self.shape)
 
     def solve(self, matrix: Tensor, damping: float) -> Tensor:
         """(G + √λ/π)⁻¹ V (A + π√λ)⁻¹.
