@@ -33,8 +33,9 @@ class Reuse:
 
     rollouts: int = 1
     """Earlier rollouts beside the present one, ≥ 1."""
-    largest_ratio: float = 2.0
-    """Where ratios are truncated, ≥ 1: 1 counts no transition for more than it was, ∞ truncates nothing."""
+    largest_ratio: float = 1.0
+    """Where ratios are truncated, ≥ 1: 1, as in the traces, counts no transition for more than it was, ∞ truncates
+    nothing."""
 
     def __post_init__(self) -> None:
         if not self.rollouts >= 1:
