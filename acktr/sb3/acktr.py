@@ -160,7 +160,10 @@ class ACKTR(OnPolicyAlgorithm):
         self._critic_network = CriticNetwork(self.policy, self.precision)
         together = self.joint_step or shares_trunk(self.policy)
         if together and self.actor.reuse is not None:
-            raise ValueError("actor.reuse is for a policy with steps of its own, not for a shared trunk or joint_step")
+            raise ValueError(
+                "actor.reuse is for a policy with steps of its own, not for a shared trunk or joint_step; set it None "
+                "(reused_rollouts 0 in a configuration)"
+            )
         self._joint_network = JointNetwork(self.policy, self.precision) if together else None
         if self._joint_network is not None:
             joint = Joint(self.action_likelihood, ScalarGaussian())

@@ -146,4 +146,7 @@ def check_actor(settings: ActorSettings) -> None:
     if not exploration >= 0:
         raise ValueError(f"actor.exploration_kl must be at least 0, got {exploration}")
     if settings.reuse is not None and exploration > 0:
-        raise ValueError("actor.reuse weighs actions of the policy itself; set exploration_kl 0, or reuse None")
+        raise ValueError(
+            "actor.reuse weighs actions of the policy itself; set exploration_kl 0, or reuse None "
+            "(reused_rollouts 0 in a configuration)"
+        )

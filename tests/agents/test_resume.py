@@ -21,8 +21,10 @@ STEPS = 320
 
 def tiny(algorithm: Any = "acktr", env_id: str = "CartPole-v1") -> RunConfig:
     run = configfiles.shipped(env_id)
+    # Drawn policies and rollouts that are used again exclude each other.
+    exploration_kl = 0.0 if run.acktr.actor.reused_rollouts else 0.01
     actor = replace(
-        run.acktr.actor, momentum=0.5, radius_decay="linear", exploration_kl=0.01, exploration_decay="linear"
+        run.acktr.actor, momentum=0.5, radius_decay="linear", exploration_kl=exploration_kl, exploration_decay="linear"
     )
     return replace(
         run,
