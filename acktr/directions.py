@@ -51,11 +51,10 @@ class Directions(Passes):
 
     def _gradient(self) -> Tensors:
         decay = self.param_groups[0]["weight_decay"]
-        gradient = {}
-        for name, p in self.parameters.items():
-            gradient[name] = torch.zeros_like(p) if p.grad is None else p.grad
-        if self._ranks.size > 1 and (self._pulled or not self._averaged):
-            gradient = self._ranks.mean_gradient(gradient, self._pulled or self._capture.last.examples)
+        gradient = self._own_gradient()
+        if self._ranks.size > 1 and not self._alike and (self._pulled or not self._averaged):
+            gradient = self._ranks.mean_gradient(gradient, self._examples)
+        self._pulled, self._alike = 0, False
         if decay:
             gradient = {name: gradient[name].add(p, alpha=decay) for name, p in self.parameters.items()}
         return gradient
@@ -87,7 +86,7 @@ class Directions(Passes):
         plain = self.rule.combination is None and self._buffers is None
         if plain and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
-            return Descent(negative(natural), float(form))
+            return Descent(negative(natural), self._ranks.agreed(float(form)))
         natural = self.curvature.solve(gradient, damping, linearisation)
         return self._combined(negative(natural), gradient, part, linearisation)
 
@@ -101,7 +100,9 @@ class Directions(Passes):
             pieces.append({name: self.state[p]["previous_step"] for name, p in self.parameters.items()})
         descent, quadratic = combination.combine(pieces, gradient, self._damping, linearisation)
         momentum = self.param_groups[0]["momentum"]
-        return self._with_momentum(descent, part) if momentum else Descent(descent, float(quadratic))
+        if momentum:
+            return self._with_momentum(descent, part)
+        return Descent(descent, self._ranks.agreed(float(quadratic)))
 
     @property
     def _buffers(self) -> Tensors | None:
@@ -160,14 +161,15 @@ class Directions(Passes):
             grams = linearisation.grams([linearisation.tangent(onward), linearisation.tangent(back)])
             return [gram / part.radius for gram, part in zip(grams, self.likelihood.parts(), strict=True)]
         both = {name: t + back[name] for name, t in onward.items()}
-        a, c, whole = (float(self.curvature.quadratic(t, linearisation)) for t in (onward, back, both))
+        quadratics = (float(self.curvature.quadratic(t, linearisation)) for t in (onward, back, both))
+        a, c, whole = map(self._ranks.agreed, quadratics)
         b = (whole - a - c) / 2
         return [torch.tensor([[a, b], [b, c]], dtype=torch.float64)]
 
     def _form(self, tensors: Tensors, part: Pass) -> float:
         linearisation = self._linearisation(part)
         if isinstance(self.rule.metric, BlockMetric):
-            return float(self.curvature.quadratic(tensors, linearisation))
+            return self._ranks.agreed(float(self.curvature.quadratic(tensors, linearisation)))
         return float(linearisation.quadratic(tensors))
 
     def _linearisation(self, part: Pass) -> Linearisation:

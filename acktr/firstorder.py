@@ -76,10 +76,10 @@ class FirstOrder(Passes, torch.optim.Adam):
             loss: not looked at again.
         """
         self._capture.release()
-        if self._ranks.size > 1:
-            gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
-            for name, mean in self._ranks.mean_gradient(gradient, self._pulled).items():
+        if self._ranks.size > 1 and not self._alike:
+            for name, mean in self._ranks.mean_gradient(self._own_gradient(), self._pulled).items():
                 self.parameters[name].grad = mean
+        self._alike = False
         if not all_finite([p.grad for p in self._leaves if p.grad is not None]):
             self.report = StepReport(0.0, 0.0, 0.0, _UNKNOWN)
             self._count_skip("gradient")

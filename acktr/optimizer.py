@@ -238,7 +238,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """
         if loss is None and (self.adaptation is not None or self.rule.line_search is not None):
             raise RuntimeError("damping or search look at the loss again; call step(closure), or descend(loss)")
-        gradient, self._pulled = self._gradient(), 0
+        gradient = self._gradient()
         record = self._capture.last
         part = record.part(self.rule.examples, self._generator)
         self._capture.release()
@@ -276,8 +276,6 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         else:
             try:
                 descent = self._descent(gradient, part)
-                if self._ranks.size > 1:
-                    descent = replace(descent, quadratic=self._ranks.agreed(descent.quadratic))
             except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 self._skip("direction")
                 return None

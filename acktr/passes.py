@@ -15,7 +15,7 @@ from acktr.chain import Chain
 from acktr.layers import Layer
 from acktr.likelihood import Likelihood, Outputs, outputs_of
 from acktr.ranks import Ranks
-from acktr.tree import size_of, take_rows
+from acktr.tree import Tensors, size_of, take_rows
 
 MAX_SKIPS = 10
 """Steps in a row that may be skipped for values that are not finite before the optimizer gives up."""
@@ -73,6 +73,8 @@ class Passes:
     """The processes that train it together."""
     _pulled = 0
     """Examples whose gradient this process put into `.grad` itself, since the last step."""
+    _alike = False
+    """Whether everyone's mean is in `.grad` already."""
     _looking = False
     """Whether a loss is only looked at again: its passes are then no one's record."""
 
@@ -209,6 +211,34 @@ class Passes:
         sizes = [p.examples for p in passes]
         for one, *seed in zip(passes, *(torch.split(grads, sizes) for grads in output_grads), strict=True):
             one.accumulate(tuple(seed), self.parameters)
+
+    @torch.no_grad()
+    def average(self, value: Tensor) -> float:
+        """Average a number over everyone's examples, and in the same message the gradients that are in `.grad`.
+
+        Args:
+            value: the mean over this process's examples, scalar.
+
+        Returns:
+            The mean over all.
+        """
+        if self._ranks.size == 1:
+            return float(value)
+        means = self._ranks.mean_gradient(self._own_gradient() | {"": value}, self._examples)
+        number = float(means.pop(""))
+        for name, mean in means.items():
+            self.parameters[name].grad = mean
+        self._alike = True
+        return number
+
+    def _own_gradient(self) -> Tensors:
+        """What is in `.grad`, by name."""
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.parameters.items()}
+
+    @property
+    def _examples(self) -> int:
+        """How many are behind the gradients in `.grad`."""
+        return self._pulled or self._capture.last.examples
 
     def _outputs(self, args: tuple[Any, ...]) -> Outputs:
         if self._chain is not None and self._chain.takes(args):

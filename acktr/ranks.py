@@ -84,6 +84,17 @@ class Ranks:
         """
         return flag
 
+    def total(self, number: float) -> float:
+        """Everyone's numbers together.
+
+        Args:
+            number: what it is here.
+
+        Returns:
+            The sum.
+        """
+        return number
+
     def gathered(self, thing: Any) -> list[Any]:
         """Everyone's.
 

@@ -79,9 +79,13 @@ class Company:
     def _gone(self) -> str | None:
         """Who is lost; None if somebody else says it."""
         self.store.set(f"here-{self.ranks.rank}", "1")
-        if self.store.check(["over"]) or self.store.add("lost", 1) > 1:
+        if self.store.check(["over"]):
             return None
-        time.sleep(ROLL_CALL)
+        first = self.store.add("lost", 1) == 1
+        if first or self.ranks.rank == 0:  # with rank 0 the store may go, while another asks it
+            time.sleep(ROLL_CALL if first else 1.2 * ROLL_CALL)
+        if not first:
+            return None
         if self.store.check(["over"]):
             return None
         gone = [str(rank) for rank in range(self.ranks.size) if not self.store.check([f"here-{rank}"])]

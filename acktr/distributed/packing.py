@@ -56,10 +56,23 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         One dimension.
     """
-    widest = torch.float32
-    for tensor in tensors:
-        widest = torch.promote_types(widest, tensor.dtype)
-    return torch.cat([tensor.flatten().to(widest) for tensor in tensors])
+    dtype = widest(tensors)
+    return torch.cat([tensor.flatten().to(dtype) for tensor in tensors])
+
+
+def widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """A type that holds every entry.
+
+    Args:
+        tensors: any.
+
+    Returns:
+        At least float32.
+    """
+    dtype = torch.float32
+    for other in {tensor.dtype for tensor in tensors}:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
 
 
 def taken_apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -12,10 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from acktr.distributed.packing import as_bytes, buckets, from_bytes, joined, taken_apart
+from acktr.distributed.packing import as_bytes, buckets, from_bytes, joined, taken_apart, widest
 from acktr.distributed.placement import Grid
+from acktr.distributed.slots import MOST_NUMBERS, Slots, exchanged, slots_of
 from acktr.ranks import LostRankError, Ranks
 from acktr.tree import Tensors
+
+_met: list[tuple[Any, Slots | None]] = []
+"""The process group, and the memory that its processes share."""
 
 Kind = Literal["statistics", "bases", "gradients", "solutions", "decisions"]
 """What travels: moments and scalings; decompositions; the objective's; damped solves; numbers that steps depend on."""
@@ -44,6 +48,8 @@ class ProcessRanks(Ranks):
         most_bytes: of one collective; larger sums travel as several, all under way at once.
     """
 
+    _slots: Slots | None = None
+
     def __init__(self, grid: Grid, most_bytes: int = MOST_BYTES) -> None:
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if running() else (1, 0)
         if grid.size != self.size:
@@ -55,6 +61,16 @@ class ProcessRanks(Ranks):
         self._rows = [self._group(grid.in_row(row)) for row in range(grid.rows)]
         gpu = running() and dist.get_backend() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        self._slots = self._common_slots()
+
+    def _common_slots(self) -> Slots | None:
+        """The memory that the processes share, found once for a process group."""
+        if self.size == 1:
+            return None
+        group = dist.group.WORLD
+        if not _met or _met[0][0] is not group:
+            _met[:] = [(group, slots_of(self.rank, self.size, self.first, self._all))]
+        return _met[0][1]
 
     def _group(self, ranks: list[int]) -> Any:
         """Torch's group of these ranks: every process takes part in making each; None for the default one."""
@@ -102,10 +118,8 @@ class ProcessRanks(Ranks):
         """
         if self.size == 1:
             return value
-        flat = torch.cat([value.detach().flatten().double() * examples, value.new_full((1,), examples).double()])
-        flat = flat.to(self._device)
-        self._sum("decisions", flat)
-        return (flat[:-1] / flat[-1]).to(value).view(value.shape)
+        *totals, count = self._totals([*(x * examples for x in value.flatten().tolist()), examples])
+        return value.new_tensor([total / count for total in totals]).view(value.shape)
 
     def mean_gradient(self, gradient: Tensors, examples: int) -> Tensors:
         """As `Ranks` has it.
@@ -132,8 +146,10 @@ class ProcessRanks(Ranks):
         """
         if self.size == 1:
             return value
+        self._count("decisions", 1, torch.float64)
+        if self._slots is not None:
+            return self._slots.tell([value])[0][0]
         number = torch.tensor([value], dtype=torch.float64, device=self._device)
-        self._count("decisions", number)
         with _answered():
             dist.broadcast(number, 0)
         return float(number)
@@ -147,11 +163,31 @@ class ProcessRanks(Ranks):
         Returns:
             Whether it does.
         """
-        if self.size == 1:
-            return flag
-        broken = torch.tensor([0.0 if flag else 1.0], device=self._device)
-        self._sum("decisions", broken)
-        return float(broken) < 1
+        return flag if self.size == 1 else self._all(flag)
+
+    def _all(self, flag: bool) -> bool:
+        return self._totals([0.0 if flag else 1.0]) == [0.0]
+
+    def _totals(self, numbers: list[float]) -> list[float]:
+        """Sums over all processes."""
+        if self._slots is not None and len(numbers) <= MOST_NUMBERS:
+            self._count("decisions", len(numbers), torch.float64)
+            return [sum(each) for each in zip(*self._slots.tell(numbers), strict=True)]
+        flat = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        self._sum("decisions", flat)
+        totals: list[float] = flat.tolist()
+        return totals
+
+    def total(self, number: float) -> float:
+        """As `Ranks` has it.
+
+        Args:
+            number: what it is here.
+
+        Returns:
+            The sum.
+        """
+        return number if self.size == 1 else self._totals([number])[0]
 
     def gathered(self, thing: Any) -> list[Any]:
         """Every rank's; not counted, because it is for starts and checkpoints.
@@ -166,6 +202,8 @@ class ProcessRanks(Ranks):
             return [thing]
         # Not by torch's own collectives for objects, which want numpy.
         own = as_bytes(thing).to(self._device)
+        if self._slots is not None and (told := exchanged(self._slots, own)) is not None:
+            return [from_bytes(each, self._device) for each in told]
         sizes = torch.zeros(self.size, dtype=torch.int64, device=self._device)
         sizes[self.rank] = len(own)
         with _answered():
@@ -213,13 +251,16 @@ class ProcessRanks(Ranks):
             return Means(list(tensors), examples) if sound else None
         if not tensors:
             return Means([], examples) if self.all(sound) else None
-        numbers = tensors[0].new_tensor([1.0, 0.0 if sound else 1.0], dtype=torch.float64)
-        flat = joined([*tensors, numbers.to(joined(tensors[:1]).dtype)])
+        if self._slots is not None and self._slots.hold(*tensors):
+            self._count(kind, sum(tensor.numel() for tensor in tensors) + 2, widest(tensors))
+            found = self._slots.mean(tensors, examples, sound)
+            return found and Means(taken_apart(found[0], tensors), found[1])
+        # Ends in the number of examples, and in how many processes have nothing of worth.
+        flat = joined([*tensors, tensors[0].new_tensor([1.0, 0.0 if sound else 1.0])])
         flat[:-1] *= examples
         self._sum(kind, flat)
-        if flat[-1] != 0:
-            return None
-        return Means(taken_apart(flat[:-2] / flat[-2], tensors), int(flat[-2]))
+        count, broken = flat[-2:].tolist()
+        return None if broken else Means(taken_apart(flat[:-2] / count, tensors), int(count))
 
     def sums(self, kind: Kind, tensor: Tensor) -> None:
         """Add up in place, over all ranks.
@@ -242,11 +283,14 @@ class ProcessRanks(Ranks):
         """
         if self.grid.columns == 1:
             return value
-        total = value.to(self._device, copy=True)
-        self._count("decisions", total)
-        with _answered():
-            dist.all_reduce(total, group=self._rows[self.grid.row_of(self.rank)])
-        return total.to(value.device)
+        total, group = value.reshape(1).to(self._device, copy=True), self._rows[self.grid.row_of(self.rank)]
+        if group is None:
+            self._sum("decisions", total)
+        else:
+            self._count("decisions", 1, total.dtype)
+            with _answered():
+                dist.all_reduce(total, group=group)
+        return total.to(value.device).view(value.shape)
 
     def down_column(self, kind: Kind, tensors: Sequence[Tensor], source: int) -> list[Tensor]:
         """Send from a rank to the others of its column; call it on all of these, and on no other.
@@ -285,7 +329,9 @@ class ProcessRanks(Ranks):
         if receivers == 1 or not tensors:
             return list(tensors)
         flat = joined(tensors)
-        self._count(kind, flat)
+        self._count(kind, len(flat), flat.dtype)
+        if group is None and self._slots is not None and self._slots.hold(flat):
+            return taken_apart(self._slots.send(flat, source), tensors)
         with _answered():
             dist.broadcast(flat, source, group=group)
         # The source goes on with what it sent: a decomposition's own tensors may lie in memory in another order, in
@@ -293,14 +339,17 @@ class ProcessRanks(Ranks):
         return taken_apart(flat, tensors)
 
     def _sum(self, kind: Kind, flat: Tensor) -> None:
-        self._count(kind, flat)
+        self._count(kind, flat.numel(), flat.dtype)
+        if self._slots is not None and self._slots.hold(flat):
+            self._slots.sum(flat)
+            return
         with _answered():
             under_way = [dist.all_reduce(bucket, async_op=True) for bucket in buckets(flat, self.most_bytes)]
             for work in under_way:
                 work.wait()
 
-    def _count(self, kind: Kind, tensor: Tensor) -> None:
-        self.traffic[kind] += tensor.numel() * tensor.element_size()
+    def _count(self, kind: Kind, numbers: int, dtype: torch.dtype) -> None:
+        self.traffic[kind] += numbers * dtype.itemsize
 
 
 @contextmanager

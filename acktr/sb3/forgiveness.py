@@ -98,7 +98,7 @@ class _Tries:
 
     def __init__(self, env: VecEnv, longest: int, most: float, generator: Generator, ranks: Ranks) -> None:
         self._env, self._longest, self._most, self._generator = env, longest, most, generator
-        self._ranks, self._count = ranks, sum(ranks.gathered(env.num_envs))
+        self._ranks, self._count = ranks, int(ranks.total(env.num_envs))
         self.steps = 0
 
     def survives(self, std: float) -> bool | None:

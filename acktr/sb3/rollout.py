@@ -190,7 +190,7 @@ def mean_and_std(values: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     if ranks.size == 1:
         return values.mean(), values.std()
     mean = ranks.mean(values.mean(), len(values))
-    count = sum(ranks.gathered(len(values)))
+    count = ranks.total(len(values))
     variance = ranks.mean((values - mean).double().square().mean(), len(values)) * count / (count - 1)
     return mean, variance.sqrt().to(values)
 

@@ -145,7 +145,7 @@ def critic_steps(
             passes = optimizer.observe(observations, (returns,), settings.curvature_examples)
             residual = _joined([p.outputs[0] for p in passes]) - returns
             optimizer.pull_back((residual / len(residual),), passes)
-        loss = float(optimizer.ranks.mean(0.5 * residual.square().mean(), len(residual)))
+        loss = optimizer.average(0.5 * residual.square().mean())
         optimizer.param_groups[0]["radius"] = radius * max(loss, 1e-12)
         optimizer.descend(_squared_error(returns))
         log.add(optimizer.report, loss)

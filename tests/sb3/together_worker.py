@@ -147,13 +147,7 @@ def without(what: str, rank: int, size: int) -> dict[str, Any]:
             module.flatten_rollout = real
     real = module.critic_steps
 
-    def of_first(optimizer: Any, *rest: Any) -> Any:
-        ranks = optimizer.ranks
-        # Rank 0's own in place of everyone's: each rank's own would have them take other numbers of passes, and wait.
-        first = type("First", (), {"mean": lambda self, value, _: torch.tensor(ranks.agreed(float(value)))})()
-        return real(Stepping(optimizer, first), *rest)
-
-    module.critic_steps = of_first
+    module.critic_steps = lambda optimizer, *rest: real(Stepping(optimizer), *rest)
     try:
         return updates(rank, size)
     finally:
@@ -161,10 +155,15 @@ def without(what: str, rank: int, size: int) -> dict[str, Any]:
 
 
 class Stepping:
-    """An optimizer that knows other ranks outside than inside."""
+    """An optimizer that hears of rank 0's loss alone."""
 
-    def __init__(self, optimizer: Any, ranks: Any) -> None:
-        self._optimizer, self.ranks = optimizer, ranks
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def average(self, value: torch.Tensor) -> float:
+        self._optimizer.average(value)
+        # Each rank's own would have them take other numbers of passes, and wait.
+        return self._optimizer.ranks.agreed(float(value))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
