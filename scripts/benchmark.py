@@ -2,8 +2,9 @@
 
 ``throughput``, ``update`` and ``engine`` measure speed within minutes, ``uci`` how well Bayesian regression fits;
 ``curvature`` repeats the papers' experiments within half an hour, and goes on when the same command is given again.
-``faults`` stops trainings and damages checkpoints for some minutes, ``ranks`` kills processes of shared ones, and
-``scaling`` foretells what many GPUs would be worth; ``soak`` runs for an hour and watches the memory.
+``faults`` stops trainings and damages checkpoints for some minutes, ``ranks`` kills processes of shared ones,
+``together`` says how fast these are, and ``scaling`` foretells what many GPUs would be worth; ``soak`` runs for an hour
+and watches the memory.
 ``mujoco`` and ``atari`` are campaigns of hours or days: they train agents and peers over environments and seeds, can be
 stopped at any time, and go on when the same command is given again.
 """
@@ -18,7 +19,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.benchmarks import campaign, crew, engine, faults, ranks, report, scaling, soak, throughput, uci, update
+from agents.benchmarks import (
+    campaign,
+    crew,
+    engine,
+    faults,
+    ranks,
+    report,
+    scaling,
+    soak,
+    throughput,
+    together,
+    uci,
+    update,
+)
 from agents.benchmarks.curvature import campaign as curvature
 from agents.errors import UsageError
 from agents.schema import nearest
@@ -33,6 +47,7 @@ _ABOUT = {
     "curvature": "The curvature papers' experiments: autoencoders, wide and convolutional networks, the dense Fisher.",
     "faults": "Trainings stopped at random instants and resumed, checkpoints damaged at random: nothing may be lost.",
     "ranks": "Ranks of a shared training killed at random instants: the job must end, and the run go on.",
+    "together": "A training that processes share, against one process with its part of the environments.",
     "scaling": "What many GPUs would be worth, by a model of compute, decompositions and traffic that is checked here.",
     "soak": "Long runs: does the memory stay flat, is every decomposition made?",
     "mujoco": "Returns after training on MuJoCo: ACKTR, PPO, TRPO and A2C over environments and seeds. Takes hours.",
@@ -98,6 +113,14 @@ class Ranks(ranks.Plan):
 
 
 @dataclass(frozen=True)
+class Together(together.Plan):
+    """Options of ``together``."""
+
+    output: Path = _FOLDER
+    """Folder for the JSON file."""
+
+
+@dataclass(frozen=True)
 class Scaling(scaling.Plan):
     """Options of ``scaling``."""
 
@@ -129,7 +152,7 @@ class Atari(campaign.AtariPlan):
     """Folder for the runs, the JSON file and the curves; a campaign goes on in the folder it began in."""
 
 
-_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Ranks | Scaling | Soak | Mujoco | Atari
+_Options = Throughput | Update | Engine | Uci | Curvature | Faults | Ranks | Together | Scaling | Soak | Mujoco | Atari
 _OPTIONS: dict[str, type[_Options]] = {
     "throughput": Throughput,
     "update": Update,
@@ -138,6 +161,7 @@ _OPTIONS: dict[str, type[_Options]] = {
     "curvature": Curvature,
     "faults": Faults,
     "ranks": Ranks,
+    "together": Together,
     "scaling": Scaling,
     "soak": Soak,
     "mujoco": Mujoco,
@@ -206,7 +230,7 @@ def _measure(name: str, options: _Options) -> report.Report:
     if isinstance(options, curvature.Plan):
         return curvature.run(curvature.Plan(**plan), options.output, console.say)
     rooms = {"throughput": throughput, "update": update, "engine": engine, "uci": uci, "faults": faults, "soak": soak}
-    rooms |= {"ranks": ranks, "scaling": scaling}
+    rooms |= {"ranks": ranks, "together": together, "scaling": scaling}
     room: Any = rooms[name]
     found: report.Report = room.run(room.Plan(**plan), console.say)
     return found

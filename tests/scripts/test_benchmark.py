@@ -41,6 +41,10 @@ MISTAKES = {
     "faults --interruptions 0": ["--interruptions", "0"],
     "faults --corruptions -1": ["--corruptions", "-1"],
     "faults --rollouts 0": ["--rollouts", "0"],
+    "together --ranks 3": ["--n-envs 8", "--ranks 3"],
+    "together --ranks 1": ["--ranks 1"],
+    "together --repeats 0": ["--repeats", "0"],
+    "together --env-id CartPol-v1": ["CartPol-v1"],
     "soak --width 0": ["--width", "0"],
     "soak --env-id CartPol-v1": ["CartPol-v1"],
     "faults --environments": ["--environments", "CartPole-v1"],
@@ -80,7 +84,7 @@ def test_mistakes_are_told_in_one_line(
 def test_help_names_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["--help"]) == 0
     out = capsys.readouterr().out
-    names = ("throughput", "update", "engine", "uci", "curvature", "faults", "soak", "mujoco", "atari")
+    names = ("throughput", "update", "engine", "uci", "curvature", "faults", "together", "soak", "mujoco", "atari")
     assert all(f"\n  {name} " in out for name in names)
 
 
@@ -105,6 +109,14 @@ def test_a_short_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     data = json.loads(next(tmp_path.glob("soak-*.json")).read_text())
     assert [found["skipped_steps"] for found in data["results"]["soaks"]] == [0, 0]
     assert all(found["resident"] for found in data["results"]["soaks"])
+
+
+def test_a_short_training_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, data = measured(
+        "together", "--env-id", "CartPole-v1", "--n-envs", "4", "--steps", "4096", folder=tmp_path, capsys=capsys
+    )
+    assert "one process" in out and "2 ranks" in out
+    assert all(len(speeds) == 1 and speeds[0] > 0 for speeds in data["results"]["steps_per_second"].values())
 
 
 def test_throughput_in_processes_of_its_own(
