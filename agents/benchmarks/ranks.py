@@ -95,6 +95,19 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
     return Report("ranks", vars(plan), [_table(plan, found)], results, notes)
 
 
+def trainer(ranks: int) -> list[str]:
+    """Say how so many processes train.
+
+    Args:
+        ranks: How many.
+
+    Returns:
+        The beginning of a command line.
+    """
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *launch, "-m", "scripts.train"]
+
+
 class _Jobs:
     """The same run, by one job after the other."""
 
@@ -106,12 +119,11 @@ class _Jobs:
 
     def begin(self, ranks: int) -> subprocess.Popen[bytes]:
         """Start or resume the run with so many ranks."""
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
         known = self.directory.config.exists()
         self.log.write_bytes(b"")
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, *launch, "-m", "scripts.train", *(self._on() if known else self._anew())],
+                [*trainer(ranks), *(self._on() if known else self._anew())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

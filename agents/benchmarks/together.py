@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import envs
 from agents import rundir
 from agents.benchmarks.measuring import interleave, ratios, spread
+from agents.benchmarks.ranks import trainer
 from agents.benchmarks.report import Report, Table, with_range
 from agents.errors import UsageError
 
@@ -76,15 +76,14 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
 
 def _speed(plan: Plan, ranks: int, seed: int) -> float:
     """Steps per second of a training in processes of its own, starts and evaluations left out."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     count = plan.n_envs if ranks > 1 else plan.n_envs // plan.ranks
     numbers = {"env.n-envs": count, "total-timesteps": plan.steps, "seed": seed, "torch-threads": 1}
     options = [f"--{name}={number}" for name, number in {**numbers, "evaluation.episodes": 1}.items()]
     with tempfile.TemporaryDirectory(prefix="acktr-together-") as folder:
         directory = rundir.RunDirectory(Path(folder) / "run")
-        command = [*launch, "-m", "scripts.train", plan.env_id, *options, "--run-dir", str(directory.path)]
+        command = [*trainer(ranks), plan.env_id, *options, "--run-dir", str(directory.path)]
         done = subprocess.run(
-            [sys.executable, *command],
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
