@@ -258,12 +258,15 @@ def _made(size: int) -> tuple[int, str | None]:
     """A new file in memory; no name where there can be none."""
     if platform.machine().lower() not in _ORDERLY or not Path(_FOLDER).is_dir():
         return -1, None
-    file, path = tempfile.mkstemp(prefix="acktr-", dir=_FOLDER)
+    file, path = -1, None
     try:
+        file, path = tempfile.mkstemp(prefix="acktr-", dir=_FOLDER)
         os.posix_fallocate(file, 0, bytes_of(size))
-    except OSError:
-        os.close(file)
-        Path(path).unlink()
+    except OSError as error:
+        _log.info("what is small is sent by messages: %s", error)
+        if path is not None:
+            os.close(file)
+            Path(path).unlink()
         return -1, None
     return file, path
 
