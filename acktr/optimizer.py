@@ -188,7 +188,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return
         self._updates += 1
         if weights is not None:
-            self._pulled = len(weights)
+            self._pulled, self._alike = len(weights), False
             for name, gradient in self.curvature.weighted_gradient(weights).items():
                 self.parameters[name].grad = gradient
         if self._wake is None or not self._wake.quadratic:

@@ -204,7 +204,7 @@ class Passes:
         """
         for parameter in self._leaves:
             parameter.grad = None
-        self._pulled = len(output_grads[0])
+        self._pulled, self._alike = len(output_grads[0]), False
         if len(passes) < 2:
             (passes[0] if passes else self._capture.last).accumulate(output_grads, self.parameters)
             return
