@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acktr.likelihood import Likelihood
+from acktr.nograd import without_grad
 from acktr.objective import Loss
 from acktr.passes import Passes, trained_parameters
 from acktr.ranks import Ranks
@@ -68,7 +69,7 @@ class FirstOrder(Passes, torch.optim.Adam):
         super().__init__(self._leaves, lr=settings.learning_rate, eps=settings.epsilon)
         self.param_groups[0]["radius"] = math.inf
 
-    @torch.no_grad()
+    @without_grad
     def descend(self, loss: Loss | None = None) -> None:
         """Take a step from the gradients in `.grad`; one that is not finite is skipped and counted.
 

@@ -39,6 +39,7 @@ from acktr.directions import Directions
 from acktr.fisher import FisherSeeds, SampledFisher
 from acktr.likelihood import Likelihood, Outputs
 from acktr.linalg import DecompositionError
+from acktr.nograd import without_grad
 from acktr.objective import Loss, Objective, number
 from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
@@ -155,7 +156,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """Whether the next recorded pass updates the curvature; where not, it may run without gradients."""
         return self._passes < EAGER_PASSES or self._passes % self.rule.statistics_period == 0
 
-    @torch.no_grad()
+    @without_grad
     def update_curvature(self, targets: Outputs | None = None, weights: Tensor | None = None) -> None:
         """Run the Fisher's backward pass on the recorded call; `.grad` is not touched unless `weights` ask for it.
 
@@ -194,7 +195,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if self._wake is None or not self._wake.quadratic:
             self.curvature.release()
 
-    @torch.no_grad()
+    @without_grad
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step from the gradients in `.grad`.
 
@@ -224,7 +225,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             self._capture.keep(record)
             self._looking = False
 
-    @torch.no_grad()
+    @without_grad
     def descend(self, loss: Loss | None = None, before: float | None = None) -> None:
         """Take the step, as `step` does, without what torch wraps around that (profiler ranges, step hooks).
 

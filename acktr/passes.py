@@ -14,6 +14,7 @@ from acktr.capture import Capture, Pass
 from acktr.chain import Chain
 from acktr.layers import Layer
 from acktr.likelihood import Likelihood, Outputs, outputs_of
+from acktr.nograd import without_grad
 from acktr.ranks import Ranks
 from acktr.tree import Tensors, size_of, take_rows
 
@@ -143,7 +144,7 @@ class Passes:
             weights: objective's output gradient over the seed, shape [N].
         """
 
-    @torch.no_grad()
+    @without_grad
     def run(self, *args: Any) -> Pass:
         """Run the network and record the call, as `recording` does; the outputs carry no graph.
 
@@ -163,7 +164,7 @@ class Passes:
                 self.network(*args)
         return self._capture.last
 
-    @torch.no_grad()
+    @without_grad
     def observe(self, inputs: Any, targets: Outputs | None = None, examples: int | None = None) -> list[Pass]:
         """Run the network on a batch, and update the curvature, if it is due, from some of the examples.
 
@@ -193,7 +194,7 @@ class Passes:
         self._capture.keep(first)
         return [first, rest]
 
-    @torch.no_grad()
+    @without_grad
     def pull_back(self, output_grads: Outputs, passes: Sequence[Pass] = ()) -> None:
         """Put the objective's gradient into `.grad`: the recorded call's backward pass.
 
@@ -212,7 +213,7 @@ class Passes:
         for one, *seed in zip(passes, *(torch.split(grads, sizes) for grads in output_grads), strict=True):
             one.accumulate(tuple(seed), self.parameters)
 
-    @torch.no_grad()
+    @without_grad
     def average(self, value: Tensor) -> float:
         """Average a number over everyone's examples, and in the same message the gradients that are in `.grad`.
 

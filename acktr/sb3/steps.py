@@ -15,6 +15,7 @@ from acktr.capture import Pass
 from acktr.firstorder import FirstOrder
 from acktr.fisher import ExactFisher
 from acktr.likelihood import Joint, Likelihood, Outputs, PolicyLikelihood, ScalarGaussian
+from acktr.nograd import without_grad
 from acktr.objective import Loss
 from acktr.optimizer import NaturalGradient
 from acktr.ranks import Ranks
@@ -110,6 +111,7 @@ def actor_steps(
     return log
 
 
+@without_grad
 def critic_steps(
     optimizer: Stepper,
     rollout: Rollout,
@@ -256,7 +258,7 @@ def _descend(
     return optimizer.report, float(before.detach())
 
 
-@torch.no_grad()
+@without_grad
 def _outputs(network: nn.Module, rollout: Rollout) -> Outputs:
     outputs: Outputs = network(rollout.observations)
     return outputs
