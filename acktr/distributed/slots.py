@@ -65,6 +65,7 @@ class Slots:
         self._memory = memory
         begins = [size * _LINE + place * SLOT_BYTES for place in range(2 * size)]
         self._places = begins[:size], begins[size:]
+        self._typed: dict[tuple[int, torch.dtype], Sequence[Tensor]] = {}
 
     def exchange(self, own: Tensor) -> Tensor:
         """Tell everyone, and hear everyone; a call for all.
@@ -113,18 +114,24 @@ class Slots:
         Returns:
             Their entries in a row, and everyone's examples; None if some process's are worth nothing.
         """
-        turn, count = (self._exchanges + 1) % 2, sum(tensor.numel() for tensor in tensors)
-        rows = self._slots[turn, :, _LINE:].view(widest(tensors))[:, :count].unbind()
-        torch.cat([tensor.detach().reshape(-1) for tensor in tensors], out=rows[self._rank])
+        count = sum(tensor.numel() for tensor in tensors)
+        rows = self._rows((self._exchanges + 1) % 2, widest(tensors))
+        torch.cat([tensor.reshape(-1) for tensor in tensors], out=rows[self._rank][:count])
         told = self.tell([examples, sound])
         if not all(sound for _, sound in told):
             return None
         total = sum(examples for examples, _ in told)
         # One after the other, so that every process rounds alike.
-        mean = rows[0] * (told[0][0] / total)
+        mean = rows[0][:count] * (told[0][0] / total)
         for row, (number, _) in zip(rows[1:], told[1:], strict=True):
-            mean.add_(row, alpha=number / total)
+            mean.add_(row[:count], alpha=number / total)
         return mean, int(total)
+
+    def _rows(self, turn: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        """Everyone's slots behind their heads, as numbers."""
+        if (turn, dtype) not in self._typed:
+            self._typed[turn, dtype] = self._slots[turn, :, _LINE:].view(dtype).unbind()
+        return self._typed[turn, dtype]
 
     @staticmethod
     def hold(*tensors: Tensor) -> bool:
