@@ -223,11 +223,11 @@ def exchanged(slots: Slots, own: Tensor) -> list[Tensor] | None:
         What each said; None, alike everywhere, if that was too much for someone's slot.
     """
     number = torch.tensor([len(own)], dtype=torch.int64).view(torch.uint8)
-    everyones = slots.exchange(torch.cat([number, own[: SLOT_BYTES - len(number)]])).clone()
+    everyones = slots.exchange(torch.cat([number, own[: SLOT_BYTES - len(number)]]))
     sizes = [int(slot[: len(number)].view(torch.int64)) for slot in everyones]
     if max(sizes) > SLOT_BYTES - len(number):
         return None
-    return [slot[len(number) :][:size] for slot, size in zip(everyones, sizes, strict=True)]
+    return [slot[len(number) :][:size].clone() for slot, size in zip(everyones, sizes, strict=True)]
 
 
 def slots_of(rank: int, size: int, first: Callable[[Any], Any], everyone: Callable[[bool], bool]) -> Slots | None:
