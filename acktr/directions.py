@@ -116,7 +116,7 @@ class Directions(Passes):
         momentum, buffers = self.param_groups[0]["momentum"], self._buffers
         if buffers is not None:
             tensors = {name: d + momentum * buffers[name] for name, d in tensors.items()}
-        return Descent(tensors, self._form(tensors, part))
+        return self._as_descent(tensors, part)
 
     def _in_wake(self, wake: Wake, gradient: Tensors, part: Pass) -> Descent:
         """Onward by the gradient and back by the wake's pull, which the scale does not multiply."""
@@ -145,8 +145,7 @@ class Directions(Passes):
             damping=self._damping,
         )
         step = inner.improve({name: scale * t for name, t in tensors.items()}, wake)
-        tensors = {name: s / scale for name, s in step.items()}
-        return Descent(tensors, self._form(tensors, part))
+        return self._as_descent({name: s / scale for name, s in step.items()}, part)
 
     def _solver_in(self, wake: Wake, linearisation: Linearisation) -> Callable[[Tensors], Tensors]:
         if not wake.quadratic:
@@ -166,11 +165,14 @@ class Directions(Passes):
         b = (whole - a - c) / 2
         return [torch.tensor([[a, b], [b, c]], dtype=torch.float64)]
 
-    def _form(self, tensors: Tensors, part: Pass) -> float:
+    def _as_descent(self, tensors: Tensors, part: Pass) -> Descent:
+        """A direction, and its form by the rule's metric where a radius asks for it."""
+        if self.param_groups[0]["radius"] == math.inf:
+            return Descent(tensors, None)  # a form costs as much as the solve
         linearisation = self._linearisation(part)
         if isinstance(self.rule.metric, BlockMetric):
-            return self._ranks.agreed(float(self.curvature.quadratic(tensors, linearisation)))
-        return float(linearisation.quadratic(tensors))
+            return Descent(tensors, self._ranks.agreed(float(self.curvature.quadratic(tensors, linearisation))))
+        return Descent(tensors, float(linearisation.quadratic(tensors)))
 
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part, self._ranks)

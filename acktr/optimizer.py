@@ -280,11 +280,16 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             except (DecompositionError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 self._skip("direction")
                 return None
-            # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
-            if math.isfinite(descent.quadratic):
+            if self._is_sound(descent):
                 return descent
             self._skip("direction" if all_finite(gradient.values()) else "gradient")
         return None
+
+    def _is_sound(self, descent: Descent) -> bool:
+        # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
+        if descent.quadratic is not None:
+            return math.isfinite(descent.quadratic)
+        return self._ranks.all(all_finite(descent.tensors.values()))
 
     @property
     def _adapts(self) -> bool:
@@ -336,7 +341,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     def _block_form(self, descent: Descent, part: Pass) -> float:
         """ΔᵀF̂Δ; a product with the curvature, so only for steps that are measured, and before the network moves."""
         if isinstance(self.rule.metric, BlockMetric) and self.rule.combination is None:
-            return descent.quadratic
+            return math.nan if descent.quadratic is None else descent.quadratic
         if not self._measures:
             return math.nan
         return float(self.curvature.quadratic(descent.tensors, self._linearisation(part)))

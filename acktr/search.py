@@ -66,7 +66,7 @@ class Search:
             descent: which way.
             bounds: how far at most.
         """
-        scale = self._scale(descent, bounds)
+        scale = _longest(descent, bounds, self.ratio)
         torch._foreach_add_(self._leaves, list(descent.tensors.values()), alpha=scale)
         self._tell(descent, scale, float("nan"))
 
@@ -82,7 +82,7 @@ class Search:
             likelihood: what its outputs mean.
             corrections: passes that may bring the step nearer to the radius; beyond, only overshoot is corrected.
         """
-        start, scale = [p.clone() for p in self._leaves], self._scale(descent, bounds)
+        start, scale = [p.clone() for p in self._leaves], _longest(descent, bounds, self.ratio)
         measured = self._place(start, descent, scale, record, likelihood)
         for attempt in range(corrections + _MOST_PASSES):
             free = attempt < corrections
@@ -120,7 +120,7 @@ class Search:
             settings: how often and by how much.
         """
         start = [p.clone() for p in self._leaves]
-        scale = trust_region_scale(descent.quadratic, bounds.radius, bounds.max_scale)
+        scale = _longest(descent, bounds, 1.0)
         for _ in range(settings.attempts):
             self._put(start, descent, scale)
             outputs = self._run(record.args)
@@ -133,11 +133,8 @@ class Search:
         torch._foreach_copy_(self._leaves, start)
         self.report = StepReport(0.0, 0.0, 0.0, 0.0)
 
-    def _scale(self, descent: Descent, bounds: Bounds) -> float:
-        return trust_region_scale(descent.quadratic * self.ratio, bounds.radius, bounds.max_scale)
-
     def _learn(self, descent: Descent, scale: float, measured: float) -> None:
-        predicted = 0.5 * scale**2 * descent.quadratic
+        predicted = _predicted(descent, scale)
         ratio = measured / predicted if predicted > 0 else 1.0
         # 1 where they tell nothing, so that no broken step outlives itself.
         self.ratio = ratio if 0 < ratio < math.inf else 1.0
@@ -145,7 +142,7 @@ class Search:
 
     def _tell(self, descent: Descent, scale: float, measured: float) -> None:
         self.broke = False
-        self.report = StepReport(scale, 0.5 * scale**2 * descent.quadratic, float("nan"), measured)
+        self.report = StepReport(scale, _predicted(descent, scale), float("nan"), measured)
 
     def _place(
         self, start: list[Tensor], descent: Descent, scale: float, record: Pass, likelihood: Likelihood
@@ -168,3 +165,14 @@ class Search:
 
     def _put(self, start: list[Tensor], descent: Descent, scale: float) -> None:
         torch._foreach_copy_(self._leaves, torch._foreach_add(start, list(descent.tensors.values()), alpha=scale))
+
+
+def _longest(descent: Descent, bounds: Bounds, ratio: float) -> float:
+    """The largest scale within the bounds, where KLs measure `ratio` times what the form predicts."""
+    if descent.quadratic is None:
+        return bounds.max_scale
+    return trust_region_scale(descent.quadratic * ratio, bounds.radius, bounds.max_scale)
+
+
+def _predicted(descent: Descent, scale: float) -> float:
+    return math.nan if descent.quadratic is None else 0.5 * scale**2 * descent.quadratic

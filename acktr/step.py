@@ -86,7 +86,7 @@ class StepReport:
     scale: float
     """η; 0 where the step was skipped."""
     kl_predicted: float
-    """½ η² Δᵀ F Δ by the metric that set the distance, in nats."""
+    """½ η² Δᵀ F Δ by the metric that set the distance, in nats; NaN without a radius, where `lr` alone sets it."""
     kl_block: float
     """The same by the blocks' own approximation; NaN where the step was not measured and they did not predict it."""
     kl_measured: float
@@ -99,5 +99,5 @@ class Descent:
 
     tensors: dict[str, Tensor]
     """The direction Δ, one tensor per trained parameter."""
-    quadratic: float
-    """Δᵀ F Δ by the metric that sets the distance."""
+    quadratic: float | None
+    """Δᵀ F Δ by the metric that sets the distance; None without a radius, where nothing asks for it."""

@@ -141,6 +141,42 @@ def test_an_infinite_radius_leaves_the_learning_rate_alone(oracle):
     assert optimizer.report.scale == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("radius", [float("inf"), 1e9])
+def test_without_a_radius_no_form_is_computed_and_the_steps_are_the_same(radius, oracle, monkeypatch):
+    rule = StepRule(combination=None, metric=BlockMetric())
+    settings = {"lr": 0.1, "momentum": 0.9, "rule": rule}
+    optimizer, inputs = built("categorical", KFAC(), oracle, radius=radius, **settings)
+    other, _ = built("categorical", KFAC(), oracle, radius=1e12, **settings)
+    other.network.load_state_dict(optimizer.network.state_dict())
+    for _ in range(2):
+        policy_gradient(other, inputs, oracle)
+        other.step()
+    seen = []
+    form = type(optimizer.curvature).quadratic
+    monkeypatch.setattr(type(optimizer.curvature), "quadratic", lambda *given: seen.append(1) or form(*given))
+    for _ in range(2):
+        policy_gradient(optimizer, inputs, oracle)
+        optimizer.step()
+    for mine, theirs in zip(optimizer.network.parameters(), other.network.parameters(), strict=True):
+        assert mine.equal(theirs)
+    bounded = radius < float("inf")
+    assert bool(seen) == bounded  # the control: with a radius, however large, they are
+    assert isnan(optimizer.report.kl_predicted) != bounded
+
+
+def test_without_a_radius_a_broken_direction_is_skipped_all_the_same(oracle):
+    rule = StepRule(combination=None, metric=BlockMetric())
+    optimizer, inputs = built("categorical", KFAC(), oracle, radius=float("inf"), momentum=0.9, rule=rule)
+    policy_gradient(optimizer, inputs, oracle)
+    optimizer.step()
+    before = [p.clone() for p in optimizer.network.parameters()]
+    policy_gradient(optimizer, inputs, oracle)
+    next(iter(optimizer.parameters.values())).grad[0, 0] = float("nan")
+    optimizer.step()
+    assert optimizer.causes == {"gradient": 1}
+    assert all(p.equal(b) for p, b in zip(optimizer.network.parameters(), before, strict=True))
+
+
 def test_forms_take_part_of_the_batch_and_the_measured_divergence_all_of_it(oracle):
     optimizer, inputs = built("categorical", EKFAC(), oracle, radius=1e-6, lr=1e6, rule=StepRule(examples=3))
     before = present_outputs(optimizer, inputs, oracle)
