@@ -131,6 +131,19 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     sealed.write(path, lambda stream: torch.save(plain, stream))
 
 
+def without_training(state: Checkpoint) -> dict[str, Any]:
+    """Leave out what acting does not need: optimizers, curvature, generators, environments.
+
+    Args:
+        state: What was read.
+
+    Returns:
+        For `write`; `restore_policy` takes it, `restore` refuses it.
+    """
+    kept = {"parameters": {"policy": state.parameters["policy"]}, "normaliser": state.normaliser}
+    return {"format": FORMAT, **kept, "rng": {}, "progress": state.progress, "worlds": {}, "log": {}}
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint, after its checksum has been verified.
 
@@ -178,8 +191,10 @@ def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> str | None:
         None if the environments go on where they stood; else why their episodes begin again.
 
     Raises:
-        UsageError: If the checkpoint belongs to another configuration.
+        UsageError: If the checkpoint belongs to another configuration, or was exported for acting alone.
     """
+    if not checkpoint.rng:
+        raise UsageError(f"{checkpoint.path} was exported without what training needs; resume the run that it is from")
     restore_policy(agent, checkpoint, everything=True)
     try:
         progress = checkpoint.progress

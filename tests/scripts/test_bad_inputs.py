@@ -32,10 +32,17 @@ from acktr.firstorder import Adam
 from acktr.sb3 import ActorSettings, CriticSettings, LearnedNoise, ScheduledNoise
 from acktr.step import Backtracking
 from envs import AtariOptions, EnvOptions, FiniteGuard, PixelOptions, SupervisedVecEnv, make
-from scripts import benchmark, evaluate, plot, record, train
+from scripts import benchmark, evaluate, export, plot, record, train
 
 NAN, INF = float("nan"), float("inf")
-DOORS = {"train": train, "evaluate": evaluate, "record": record, "plot": plot, "benchmark": benchmark}
+DOORS = {
+    "train": train,
+    "evaluate": evaluate,
+    "record": record,
+    "export": export,
+    "plot": plot,
+    "benchmark": benchmark,
+}
 
 # ------------------------------------------------------------------------------------- commands
 
@@ -105,6 +112,8 @@ COMMANDS = [
     ("evaluate folder folder", "folder"),
     ("record folder --output x.avi", "x.avi"),
     ("record folder --output none/x.mp4", "none"),
+    ("export folder --output new", "folder"),
+    ("export folder", "--output"),
     ("plot curves.csv --output x.png", "curves.csv"),
     ("plot empty.csv --output x.png", "empty.csv"),
     ("plot file --output x.png", "file"),

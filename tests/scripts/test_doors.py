@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from agents import checkpoint, rundir
-from scripts import evaluate, plot, record, train
+from scripts import evaluate, export, plot, record, train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--env.n-envs", "2", "--evaluation.episodes", "2", "--checkpoint.period", "64"]
@@ -158,6 +158,39 @@ def test_recording(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
     assert record.main([str(finished), "--output", str(path)]) == 2
     told(capsys, "film.mp4", "exists")
+
+
+def test_an_exported_agent_plays_as_it_did_and_holds_nothing_else(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "exported"
+    assert export.main([str(finished), "--output", str(path)]) == 0
+    assert f"python -m scripts.evaluate {path}" in capsys.readouterr().out
+    played = []
+    for directory in (finished, path):
+        assert evaluate.main([str(directory), "--episodes", "2", "--json"]) == 0
+        played.append(json.loads(capsys.readouterr().out))
+    assert played[0] | {"run": ""} == played[1] | {"run": ""}
+    files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    assert files == ["config.yaml", "model/agent.pt"]
+    data = (path / "config.yaml").read_text()
+    assert str(finished.parent) not in data, "where it was trained is nobody's business"
+    assert str(finished.parent) in (finished / "config.yaml").read_text()  # the control
+    assert (path / "model" / "agent.pt").stat().st_size < (finished / "model" / "agent.pt").stat().st_size / 4
+
+
+def test_an_exported_agent_is_not_trained_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "exported"
+    assert export.main([str(finished), "--output", str(path)]) == 0
+    before = (path / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert train.main(["--resume", str(path), "--total-timesteps", "1000"]) == 2
+    told(capsys, "agent.pt", "exported", "resume the run that it is from")
+    assert (path / "config.yaml").read_bytes() == before
+    assert export.main([str(finished), "--output", str(path)]) == 2
+    told(capsys, str(path), "exists", "--output")
 
 
 def test_plotting(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

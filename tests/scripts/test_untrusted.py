@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from agents import checkpoint, rundir, sealed
-from scripts import evaluate, record, train
+from scripts import evaluate, export, record, train
 
 TINY = ["--env.n-envs", "2", "--acktr.n-steps", "16", "--total-timesteps", "64", "--evaluation.episodes", "1"]
 
 DOORS: dict[str, Callable[[Path], int]] = {
     "evaluate": lambda path: evaluate.main([str(path), "--episodes", "1"]),
     "record": lambda path: record.main([str(path), "--output", str(path.parent / "film.mp4")]),
+    "export": lambda path: export.main([str(path), "--output", str(path.parent / "exported")]),
     "train --resume": lambda path: train.main(["--resume", str(path), "--total-timesteps", "128"]),
 }
 
