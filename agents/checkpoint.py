@@ -21,10 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
 
-from agents import generators, sealed, worlds
+from agents import generators, normaliser, sealed, worlds
 from agents.errors import UsageError
 from agents.ranks import ranks_of
 from agents.rundir import RunDirectory
@@ -109,7 +107,7 @@ def content(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
     state = {
         "format": FORMAT,
         "parameters": parameters,
-        "normaliser": _normaliser_state(agent.get_vec_normalize_env()),
+        "normaliser": normaliser.save(agent.get_vec_normalize_env()),
         "rng": own["rng"],
         "progress": _progress(agent, seconds),
         "worlds": own["worlds"],
@@ -231,7 +229,7 @@ def restore_policy(agent: OnPolicyAlgorithm, checkpoint: Checkpoint, *, everythi
     try:
         parameters = {name: checkpoint.parameters[name] for name in names}
         agent.set_parameters(parameters, exact_match=everything, device=agent.device)
-        _restore_normaliser(agent.get_vec_normalize_env(), checkpoint.normaliser)
+        normaliser.restore(agent.get_vec_normalize_env(), checkpoint.normaliser)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(_misfit(checkpoint, error)) from None
 
@@ -355,34 +353,6 @@ def _progress(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
         "last_successes": [float(success) for success in agent.ep_success_buffer or ()],
         "seconds": seconds,
     }
-
-
-def _normaliser_state(normaliser: VecNormalize | None) -> dict[str, Any]:
-    if normaliser is None:
-        return {}
-    state: dict[str, Any] = {"ret_rms": _moments(normaliser.ret_rms)}
-    if normaliser.norm_obs:
-        rms = normaliser.obs_rms
-        state["obs_rms"] = {k: _moments(v) for k, v in rms.items()} if isinstance(rms, dict) else _moments(rms)
-    return state
-
-
-def _moments(rms: RunningMeanStd) -> dict[str, Any]:
-    return {"mean": np.asarray(rms.mean), "var": np.asarray(rms.var), "count": float(rms.count)}
-
-
-def _restore_normaliser(normaliser: VecNormalize | None, state: Mapping[str, Any]) -> None:
-    if normaliser is None:
-        return
-    _set_moments(normaliser.ret_rms, state["ret_rms"])
-    if normaliser.norm_obs:
-        rms, saved = normaliser.obs_rms, state["obs_rms"]
-        for target, moments in [(rms[k], saved[k]) for k in rms] if isinstance(rms, dict) else [(rms, saved)]:
-            _set_moments(target, moments)
-
-
-def _set_moments(rms: RunningMeanStd, moments: Mapping[str, Any]) -> None:
-    rms.mean, rms.var, rms.count = moments["mean"].numpy(), moments["var"].numpy(), moments["count"]
 
 
 def _plain(value: object, where: str) -> Any:
