@@ -128,7 +128,7 @@ class Chain:
 
         Returns:
             None for every other network, for modules of other types (subclasses too), and where a trained parameter
-            is no link's.
+            is no link's, or that of two.
         """
         if isinstance(network, Linked):
             links = network.links()
@@ -141,6 +141,8 @@ class Chain:
         names = {id(part): name for name, part in (*network.named_modules(), *network.named_parameters())}
         chain = cls(links, names, network)
         whole = len(set(filter(None, chain.layers))) == sum(isinstance(m, nn.Linear) for m in chain._modules)
+        held = [id(p) for module in chain._modules for p in module.parameters()]
+        whole = whole and len(set(held)) == len(held)
         return chain if whole and set(trained) <= chain._weights | chain.expanded.keys() else None
 
     def takes(self, args: tuple[Any, ...]) -> bool:
@@ -357,5 +359,5 @@ def flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 def _moved(inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
     if weight is None:
-        return bias
+        return None if bias is None else bias.expand(len(inputs), -1)
     return inputs @ weight.mT if bias is None else F.linear(inputs, weight, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from acktr.capture import Pass
 from acktr.curvature import NetworkCurvature
 from acktr.exact import Linearisation
-from acktr.likelihood import outputs_of
+from acktr.likelihood import Outputs, outputs_of
 from acktr.objective import Foretold
 from acktr.passes import Passes
 from acktr.search import Search
@@ -48,6 +48,26 @@ class Directions(Passes):
         """λ + η: what the quadratic model adds to F, weight decay's own curvature included."""
         group = self.param_groups[0]
         return float(group["damping"] + group["weight_decay"])
+
+    def _weigh(self, seeds: Sequence[Outputs], weights: Tensor) -> None:
+        """Put the gradient of Σ_n w_n seed_n · outputs_n / N into `.grad`: from the statistics' rows if they hold it.
+
+        Args:
+            seeds: the one seed.
+            weights: shape [N].
+
+        Raises:
+            ValueError: if there are several seeds.
+        """
+        if len(seeds) != 1:
+            raise ValueError(f"weights say how much of one seed each example takes, and the Fisher has {len(seeds)}")
+        if not self.curvature.weighs(len(weights)):  # a part of the batch, or parameters without a layer
+            shares = weights / len(weights)
+            self.pull_back(tuple(shares.view(-1, *[1] * (part.dim() - 1)) * part for part in seeds[0]))
+            return
+        self._pulled, self._alike = len(weights), False
+        for name, gradient in self.curvature.weighted_gradient(weights).items():
+            self.parameters[name].grad = gradient
 
     def _gradient(self) -> Tensors:
         decay = self.param_groups[0]["weight_decay"]

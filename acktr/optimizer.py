@@ -162,8 +162,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
 
         Call it before the loss's own backward pass, which frees the graph. Where the objective's output gradient is a
         number per example times the Fisher's one seed (a critic's residual times its seed of ones, an advantage times
-        the taken action's score), no backward pass of its own is needed: with these numbers as `weights`, the
-        gradient of the mean objective is taken from the same pass and put into `.grad`.
+        the taken action's score), hardly ever is a backward pass of its own needed: with these numbers as `weights`,
+        the gradient of the mean objective is taken from the same pass and put into `.grad`.
 
         Between two statistics periods nothing happens, and `weights` are not looked at: ask `statistics_due` before.
 
@@ -189,9 +189,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return
         self._updates += 1
         if weights is not None:
-            self._pulled, self._alike = len(weights), False
-            for name, gradient in self.curvature.weighted_gradient(weights).items():
-                self.parameters[name].grad = gradient
+            self._weigh(seeds, weights)
         if self._wake is None or not self._wake.quadratic:
             self.curvature.release()
 
@@ -393,6 +391,8 @@ def _check(**values: float) -> None:
     for name in ("damping", "radius"):
         if not values[name] > 0:
             raise ValueError(f"{name} must be positive, got {values[name]}")
+    if values["damping"] == math.inf:
+        raise ValueError("damping must be finite, got inf; for plain gradient steps take torch.optim")
     if not 0 <= values["momentum"] < 1:
         raise ValueError(f"momentum must be in [0, 1), got {values['momentum']}")
     for name in ("lr", "weight_decay"):

@@ -97,6 +97,17 @@ class Passes:
             seed + SEEDS_APART * self._ranks.rank
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be copied or pickled apart from the network.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} is bound to its network: copy or save the network, build another one for it, and "
+            "give that this one's state_dict()"
+        )
+
     def recording(self) -> AbstractContextManager[None]:
         """Record the one call of the network made inside; outside of it the network carries no hooks.
 

@@ -51,10 +51,17 @@ class BlockDiagonal(NetworkCurvature):
         """The layers whose passes must be captured."""
         return [member.layer for member in self.members if member.layer is not None]
 
-    @property
-    def all_layers(self) -> bool:
-        """Whether every trained parameter belongs to a layer."""
-        return all(member.layer is not None for member in self.members)
+    def weighs(self, examples: int) -> bool:
+        """Whether every trained parameter has a layer, and its rows are those of all examples.
+
+        Args:
+            examples: N.
+
+        Returns:
+            Whether `weighted_gradient` can answer.
+        """
+        held = (self._latest.get(member.name) for member in self.members)
+        return all(rows is not None and rows.output_grads.shape[:2] == (1, examples) for rows in held)
 
     @property
     def ready(self) -> bool:

@@ -33,10 +33,16 @@ class NetworkCurvature(ABC):
     def layers(self) -> list[Layer]:
         """The layers whose passes must be captured."""
 
-    @property
     @abstractmethod
-    def all_layers(self) -> bool:
-        """Whether `weighted_gradient` knows every trained parameter."""
+    def weighs(self, examples: int) -> bool:
+        """Whether `weighted_gradient` can answer: the latest update holds one gradient of each of N examples.
+
+        Args:
+            examples: N.
+
+        Returns:
+            False too if a trained parameter has no part in what is held.
+        """
 
     @property
     @abstractmethod

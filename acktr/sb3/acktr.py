@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -15,7 +16,7 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from acktr.sb3.checks import check_numbers, check_ranks, check_setup
 from acktr.sb3.collect import collect
 from acktr.sb3.exploration import Exploration, explored, is_drawn
 from acktr.sb3.faults import MAX_FAULTS, Faults
+from acktr.sb3.logs import log_rollout, log_steps
 from acktr.sb3.meeting import broken_buffer
 from acktr.sb3.networks import (
     ActorNetwork,
@@ -37,10 +39,10 @@ from acktr.sb3.networks import (
 )
 from acktr.sb3.ranks import part_of, ranks_here
 from acktr.sb3.reuse import with_past
-from acktr.sb3.rollout import Rollout, fit, flatten_rollout
+from acktr.sb3.rollout import Rollout, flatten_rollout
 from acktr.sb3.schedules import Schedule, at
 from acktr.sb3.settings import ActorSettings, CriticSettings, usual_actor
-from acktr.sb3.state import UpdateState
+from acktr.sb3.state import MisfitError, UpdateState
 from acktr.sb3.stepper import stepper_of
 from acktr.sb3.steps import StepLog, Stepper, actor_steps, critic_steps, joint_steps
 from acktr.sb3.watch import hold_noise, try_out_noise
@@ -146,9 +148,12 @@ class ACKTR(OnPolicyAlgorithm):
         self.part = part_of(self.ranks, self.n_envs)
         check_ranks(self)
         super()._setup_model()
+        self.policy.set_training_mode(False)
         self.ranks.begin([*self.policy.parameters(), *self.policy.buffers()], "")
-        # Convolutions on the CPU take two thirds of the time with channels last; other layers do not notice.
-        self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions on the CPU take two thirds of the time with channels last.
+        for parameter in self.policy.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.actor.noise.begin(self.policy)
         self.update_state = UpdateState(self.seed or 0, self.ranks)
         self.update_state.attach(self._vec_normalize_env)
@@ -174,7 +179,7 @@ class ACKTR(OnPolicyAlgorithm):
             self.critic_optimizer = stepper_of(self, self._critic_network, ScalarGaussian(), self.critic, observations)
         for optimizer in self._optimizers():
             optimizer.max_skips = self.max_faults
-        self.exploration = Exploration(self) if at(self.actor.exploration_kl, 1.0) > 0 else None
+        self.exploration = Exploration(self) if self.actor.explores else None
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -230,7 +235,9 @@ class ACKTR(OnPolicyAlgorithm):
             self.faults.lose(broken, alike=True)
             return
         self.faults.forgive()
-        self.policy.set_training_mode(True)
+        # What a step moves has to be the same function in both of the passes that measure it: dropout and batch
+        # normalisation act as in evaluation.
+        self.policy.set_training_mode(False)
         # The last rollout may end beyond the total, where linear schedules would turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate([each for each in self._optimizers() if isinstance(each, NaturalGradient)])
@@ -243,12 +250,13 @@ class ACKTR(OnPolicyAlgorithm):
         radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
         self.actor_optimizer.param_groups[0]["radius"] = radius
         if self._joint_network is not None:
-            self._log("train", self._train_jointly(rollout))
+            log_steps(self, "train", self._train_jointly(rollout))
         else:
-            self._log("train", self._train_actor(rollout))
-            self._log("critic", self._train_critic(rollout))
+            log_steps(self, "train", self._train_actor(rollout))
+            log_steps(self, "critic", self._train_critic(rollout))
         self._hold_noise()
-        self._log_rollout(rollout)
+        self._n_updates += 1
+        log_rollout(self, rollout)
 
     def _hold_noise(self) -> None:
         self.actor.noise.keep(self.policy, self._current_progress_remaining, self.update_state.noise_shift)
@@ -258,6 +266,10 @@ class ACKTR(OnPolicyAlgorithm):
         total_timesteps, callback = super()._setup_learn(*arguments, **options)
         if self._n_updates == self.num_timesteps == 0:
             try_out_noise(self)
+        elif self._n_updates:  # schedules begin anew with a new total; without this, one rollout late
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+            self._hold_noise()
         return total_timesteps, callback
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -301,31 +313,6 @@ class ACKTR(OnPolicyAlgorithm):
         optimizer, settings = self.actor_optimizer, self.part.share(self.actor)
         return joint_steps(network, optimizer, rollout, settings, self.ent_coef, self.vf_coef, radius, generator)
 
-    def _log(self, room: str, log: StepLog) -> None:
-        for name, value in log.means(self.ranks).items():
-            self.logger.record(f"{room}/{name}", value)
-        optimizer = self.critic_optimizer if room == "critic" else self.actor_optimizer
-        self.logger.record(f"{room}/skipped_steps", optimizer.skipped)
-        self.faults.follow("critic" if room == "critic" else "actor", optimizer)
-        if not isinstance(optimizer, NaturalGradient):
-            return
-        self.logger.record(f"{room}/damping", optimizer.param_groups[0]["damping"])
-        self.logger.record(f"{room}/radius", optimizer.param_groups[0]["radius"])
-        place = "curvature" if room == "train" else "curvature_critic"
-        for name, value in optimizer.curvature.diagnostics().items():
-            self.logger.record(f"{place}/{name}", value)
-            if name == "skipped_refreshes":
-                self.faults.follow("critic" if room == "critic" else "actor", optimizer, value)
-
-    def _log_rollout(self, rollout: Rollout) -> None:
-        self._n_updates += 1
-        variance, entropy = fit(rollout, self.ranks)
-        self.logger.record("train/explained_variance", variance)
-        self.logger.record("train/entropy", entropy)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
     def learn(
         self: Self,
         total_timesteps: int,
@@ -342,7 +329,8 @@ class ACKTR(OnPolicyAlgorithm):
             callback: SB3 callbacks.
             log_interval: rollouts between two lines of the log.
             tb_log_name: name of the TensorBoard run.
-            reset_num_timesteps: False continues the count and the schedules of the previous call.
+            reset_num_timesteps: False continues the count of the previous call. Schedules go by the share of all
+                steps that is still to come, as in SB3: they move back when more steps are asked for.
             progress_bar: whether to show one.
 
         Returns:
@@ -355,14 +343,49 @@ class ACKTR(OnPolicyAlgorithm):
         return self
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Exchange the environment; statistics loaded with the agent go into its `VecNormalize`.
+        """Exchange the environment; the statistics that the policy is used to go into its `VecNormalize`.
+
+        Rollouts that were kept for reuse are forgotten: they tell of the former environment.
 
         Args:
             env: with the same spaces and as many environments.
             force_reset: whether training starts with a reset.
         """
+        if self.env is not None:
+            self.update_state.past.rollouts.clear()
         super().set_env(env, force_reset)
         self.update_state.attach(self._vec_normalize_env)
+        self._warn_of_raw_observations()
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take parameters and states from a file or a dictionary, as SB3 does.
+
+        Args:
+            load_path_or_dict: the path, or what `get_parameters` returned.
+            exact_match: whether every part must be there.
+            device: where tensors go.
+
+        Raises:
+            MisfitError: if they are of an agent with other settings.
+        """
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except ValueError as error:  # which SB3's `load` would take for an old file, and hide
+            raise MisfitError(f"these parameters are of an agent with other settings: {error}") from error
+        self._warn_of_raw_observations()
+
+    def _warn_of_raw_observations(self) -> None:
+        if self.env is not None and self.update_state.unused:
+            warnings.warn(
+                "the policy learned behind a VecNormalize, and this environment has none: wrap it, or its observations "
+                "mean something else to the policy",
+                stacklevel=3,
+            )
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
@@ -64,6 +65,12 @@ def check_setup(agent: ACKTR) -> None:
             raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")
     if not isinstance(agent.action_space, (spaces.Box, spaces.Discrete)):
         raise ValueError(f"ACKTR acts in Box and Discrete spaces, got {agent.action_space}; wrap the environment")
+    _check_actions(agent.action_space)
+    for name in ("optimizer_class", "optimizer_kwargs"):
+        if name in agent.policy_kwargs:
+            raise ValueError(
+                f"policy_kwargs['{name}'] has no say in ACKTR's steps; leave it out, and see actor and critic"
+            )
     if agent.precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {agent.precision!r}")
     if agent.policy_kwargs.get("squash_output"):
@@ -79,6 +86,14 @@ def check_setup(agent: ACKTR) -> None:
         raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
 
 
+def _check_actions(space: spaces.Box | spaces.Discrete) -> None:
+    """Refuse what Stable-Baselines3's buffers and policies would turn into other actions."""
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise ValueError(f"ACKTR counts actions from 0, got {space}; wrap the environment so that they begin there")
+    if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"ACKTR's actions in a Box are floats, got {space}; wrap the environment to round them")
+
+
 def check_ranks(agent: ACKTR) -> None:
     """Hold several processes against each other: the same settings, rollouts of as many minibatches.
 
@@ -91,7 +106,7 @@ def check_ranks(agent: ACKTR) -> None:
     if agent.ranks.size == 1:
         return
     agent.ranks.begin([], " ".join(f"{name}={getattr(agent, name)}" for name in _ALIKE))
-    if at(agent.actor.exploration_kl, 1.0) > 0:
+    if agent.actor.explores:
         raise ValueError("actor.exploration_kl draws policies from a curvature that ranks share; set it to 0")
     for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
         parts = {_parts(agent.n_steps * count, settings.n_minibatches) for count in agent.part.counts}
@@ -145,7 +160,7 @@ def check_actor(settings: ActorSettings) -> None:
     exploration = at(settings.exploration_kl, 1.0)
     if not exploration >= 0:
         raise ValueError(f"actor.exploration_kl must be at least 0, got {exploration}")
-    if settings.reuse is not None and exploration > 0:
+    if settings.reuse is not None and settings.explores:
         raise ValueError(
             "actor.reuse weighs actions of the policy itself; set exploration_kl 0, or reuse None "
             "(reused_rollouts 0 in a configuration)"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
@@ -120,8 +121,10 @@ def with_past(agent: ACKTR, rollout: Rollout, reuse: Reuse) -> Rollout:
         so that the curvature, which a chain takes from every k-th row, is of the states that the policy is in now
         wherever M divides k.
     """
-    past = agent.update_state.past
-    parts = [rollout, *(weighed(agent, earlier, reuse) for earlier in past.rollouts[: reuse.rollouts])]
+    past, shape = agent.update_state.past, agent.rollout_buffer.rewards.shape
+    # An agent may have been loaded for another number of environments, or of steps.
+    fitting = [earlier for earlier in past.rollouts if earlier.rewards.shape == shape]
+    parts = [rollout, *(weighed(agent, earlier, reuse) for earlier in fitting[: reuse.rollouts])]
     ends = np.asarray(agent._last_episode_starts)
     past.keep(Collected.copied(agent.rollout_buffer, agent._last_obs, ends), reuse.rollouts)
     return Rollout(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Rollout)))
@@ -144,7 +147,7 @@ def weighed(agent: ACKTR, earlier: Collected, reuse: Reuse) -> Rollout:
     """
     observations = time_major(earlier.observations, agent.device)
     actions = time_major(earlier.actions, agent.device)
-    if agent.action_space.shape == ():
+    if isinstance(agent.action_space, spaces.Discrete):
         actions = actions.squeeze(-1).long()
     outputs = agent.policy_part(agent.acting_network(observations))
     log_probs = agent.action_likelihood.log_prob(outputs, (actions,))

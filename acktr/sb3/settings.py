@@ -37,8 +37,7 @@ class ActorSettings:
 
     The KL of a Gaussian is a sum over dimensions, and so is what the noise in a gradient spends of it."""
     damping: float | LevenbergMarquardt = 0.01
-    """Added to the curvature's eigenvalues; ∞ turns the step into a plain gradient step. A `LevenbergMarquardt` sets it
-    as training goes."""
+    """Added to the curvature's eigenvalues, positive and finite. A `LevenbergMarquardt` sets it as training goes."""
     momentum: float = 0.0
     """Share of the previous step carried into the next direction; 0 for none."""
     combination: LayerCombination | None = field(default_factory=LayerCombination)
@@ -89,6 +88,11 @@ class ActorSettings:
 
     Noise that is the same for a state throughout a rollout, and largest where the actions depend on the weights least.
     Evaluation and saves know the policy itself alone."""
+
+    @property
+    def explores(self) -> bool:
+        """Whether policies may be drawn at some time of training."""
+        return callable(self.exploration_kl) or self.exploration_kl > 0
 
     @classmethod
     def for_images(cls) -> ActorSettings:

@@ -17,6 +17,10 @@ from acktr.sb3.moments import Moments, moments_of
 from acktr.sb3.reuse import Past
 
 
+class MisfitError(ValueError, RuntimeError):
+    """Parameters of an agent with other settings."""
+
+
 class UpdateState:
     """State of an agent that is neither network nor optimizer, in the shape SB3 saves and loads parameters.
 
@@ -42,16 +46,23 @@ class UpdateState:
         self._waiting: dict[str, Any] | None = None
 
     def attach(self, normaliser: VecNormalize | None) -> None:
-        """Follow a normaliser, and give it the statistics that were loaded, if any wait.
+        """Follow a normaliser, and give it the statistics of the one before it or those that were loaded, if any wait.
 
         Args:
             normaliser: the agent's, or None.
         """
+        if self.normaliser is not None and normaliser is not self.normaliser:
+            self._waiting = normaliser_state(self.normaliser)
         self.normaliser = normaliser
         if normaliser is not None and self._waiting is not None:
             restore_normaliser(normaliser, self._waiting)
             self._waiting = None
         self.common = moments_of(normaliser)
+
+    @property
+    def unused(self) -> bool:
+        """Whether there are statistics, and no normaliser that has them."""
+        return self._waiting is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; a call for all processes."""

@@ -137,7 +137,7 @@ def critic_steps(
     log = StepLog(examples=len(rollout))
     # With seeds of ones the objective's output gradient is the residual times the seed.
     whole = settings.curvature_examples is None and isinstance(settings.fisher, ExactFisher)
-    one_pass = whole and isinstance(optimizer, NaturalGradient) and optimizer.curvature.all_layers
+    one_pass = whole and isinstance(optimizer, NaturalGradient)
     for rows in rollout.orders(settings.n_epochs, settings.n_minibatches, generator):
         observations, returns = take_rows(rollout.observations, rows), rollout.returns[rows]
         if one_pass and optimizer.statistics_due:

@@ -344,3 +344,16 @@ def test_all_zero_statistics_leave_damping_alone_in_charge(factory, oracle):
     block, V = oracle.built(factory, zero), torch.randn(3, 4)
     assert torch.allclose(block.solve(V, 0.5), V / 0.5, atol=ROUNDING)
     assert not block.quadratic(V)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_an_inverse_found_for_another_damping_is_not_taken_for_this_one(changes, oracle):
+    block, V = oracle.built(FactoredKFAC(), oracle.statistics()), torch.randn(3, 4)
+    block.solve(V, 0.1)
+    job = block.decomposing()
+    now = 1.0 if changes else 0.1
+    expected = block.solve(V, now)
+    block.adopt(job())
+    taken = block._inverses
+    assert torch.allclose(block.solve(V, now), expected, rtol=1e-12)
+    assert (block._inverses is taken) != changes  # the control: where the damping stayed, nothing is inverted again

@@ -89,6 +89,18 @@ def test_the_outputs_change_along_a_step_as_forward_mode_says(activation, moving
     assert float(found.abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("moving", [{"2.bias"}, {"0.weight", "0.bias", "2.bias"}], ids=["alone", "with others"])
+def test_a_bias_behind_a_weight_that_stays_moves_through_what_follows(moving):
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)).double()
+    x = torch.randn(6, 3).double()
+    step = {n: torch.randn_like(p) for n, p in network.named_parameters() if n in moving}
+    primal = {n: p.detach() for n, p in network.named_parameters() if n in step}
+    _, wanted = jvp(lambda moved: functional_call(network, moved, (x,)), (primal,), (step,))
+    chain = chain_of(network)
+    (found,) = chain.along(chain.run(x).values, step)
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
 def test_an_expanded_parameter_moves_its_own_output_alone():
     network, x = actor()
     chain = chain_of(network)
@@ -140,6 +152,12 @@ def shared():
     return nn.Sequential(layer, nn.Tanh(), layer)
 
 
+def tied():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    return network
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -148,8 +166,9 @@ def shared():
         nn.Sequential(Doubled(3, 3), nn.Tanh()),
         nn.Sequential(nn.Tanh()),
         shared(),
+        tied(),
     ],
-    ids=["layer norm", "dropout", "subclass", "no layer", "layer called twice"],
+    ids=["layer norm", "dropout", "subclass", "no layer", "layer called twice", "two layers of one weight"],
 )
 def test_what_is_more_than_a_chain_is_none(network):
     assert chain_of(network) is None

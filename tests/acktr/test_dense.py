@@ -83,7 +83,7 @@ def test_parameters_with_a_rule_or_without_a_layer_keep_their_own_blocks(oracle)
     assert torch.allclose(oracle.flat(curvature.multiply(step)), F @ oracle.flat(step), atol=ROUNDING)
     assert float(curvature.quadratic(step)) == pytest.approx(float(oracle.flat(step) @ F @ oracle.flat(step)))
     assert [sorted(piece) for piece in curvature.split(step)] == [sorted(set(step) - {"log_std"}), ["log_std"]]
-    assert not curvature.all_layers
+    assert not curvature.weighs(7)
     normed = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
     curvature = fed(over(normed), normed, Categorical(), inputs)
     assert [len(piece) for piece in curvature.split(random_step(normed))] == [4, 1, 1]
@@ -111,7 +111,8 @@ def test_subsets_of_examples_and_sampled_targets_are_unbiased(oracle):
 def test_a_critic_s_gradient_comes_from_its_rows(oracle):
     network, inputs = nn.Sequential(oracle.mlp(4, 5, 1), nn.Flatten(0)), torch.randn(7, 4)
     curvature = fed(over(network), network, ScalarGaussian(), inputs)
-    assert curvature.all_layers
+    assert curvature.weighs(7)
+    assert not curvature.weighs(8)
     weights = torch.randn(7)
     expected = torch.autograd.grad((network(inputs) * weights).mean(), list(network.parameters()))
     found = curvature.weighted_gradient(weights)

@@ -105,7 +105,7 @@ def test_the_direction_is_one_piece_and_its_diagnostics_are_the_solve_s(oracle):
     assert curvature.diagnostics()["cg_iterations"] == 2
     assert curvature.diagnostics()["cg_residual"] > 0
     assert curvature.split(gradient) == [gradient]
-    assert not curvature.all_layers
+    assert not curvature.weighs(len(gradient))
     assert curvature.layers == []
 
 

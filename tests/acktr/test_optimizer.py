@@ -1,6 +1,8 @@
 """The optimizer as torch's users meet it: hyperparameters, schedules, bad numbers, learning."""
 
+import copy
 import logging
+import pickle
 from math import isnan
 
 import pytest
@@ -214,6 +216,13 @@ def test_a_cold_start_follows_the_plain_gradient_within_the_radius(oracle):
         aligned = float(-step @ gradient / step.norm() / gradient.norm()) > 1 - 1e-6
         assert aligned == cold
         assert optimizer.report.kl_measured == pytest.approx(1e-8, rel=0.1)
+
+
+def test_a_copy_apart_from_its_network_is_refused(oracle):
+    optimizer = NaturalGradient(oracle.mlp(3, 4, 2), Categorical())
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"state_dict\(\)"):
+            copied(optimizer)
 
 
 def test_weight_decay_pulls_towards_zero(oracle):

@@ -234,7 +234,7 @@ def test_a_trunk_is_a_chain_and_heads_convolutions_and_parameters_keep_their_blo
     same = {name for name in step if torch.equal(tri[name], diagonal[name])}
     assert same == {name for name in step if not name.startswith("trunk")}
     assert [set(piece) for piece in curvature.split(step)] == [set(piece) for piece in blocks.split(step)]
-    assert not curvature.all_layers
+    assert not curvature.weighs(len(inputs))
 
 
 class Calls(nn.Module):

@@ -186,12 +186,14 @@ class FactoredBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         """Both inverses with the damping of the last `solve`; nothing, where there was none yet.
 
         Returns:
-            Finds (G + √λ/π)⁻¹ and (A + π√λ)⁻¹.
+            Finds (G + √λ/π)⁻¹, (A + π√λ)⁻¹ and λ, in summands.
         """
         if self._inverses is None:
             return list
-        (G, output_damping), (A, input_damping) = self._split(self._inverses[0])
-        return lambda: [damped_inverse(G, output_damping), damped_inverse(A, input_damping)]
+        damping = self._inverses[0]
+        (G, output_damping), (A, input_damping) = self._split(damping)
+        label = _summands(damping, G)
+        return lambda: [damped_inverse(G, output_damping), damped_inverse(A, input_damping), label]
 
     def adopt(self, found: Found) -> None:
         """Use new inverses until the damping changes.
@@ -199,10 +201,9 @@ class FactoredBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         Args:
             found: of `decomposing`; nothing leaves them to the next `solve`.
         """
-        if found and self._inverses is not None:
-            self._inverses = (self._inverses[0], found[0], found[1])
-        else:
-            self._inverses = None
+        # Whoever found them may have begun before the damping changed: then the next `solve` inverts anew, as it does
+        # where an older file does not say which damping it was.
+        self._inverses = (sum(found[2].tolist()), found[0], found[1]) if len(found) == 3 else None
         self._roots = None
 
     @property
@@ -341,3 +342,11 @@ class FactoredKFAC:
             The block.
         """
         return FactoredBlock(place.shape, self.ema)
+
+
+def _summands(number: float, like: Tensor) -> Tensor:
+    """Three numbers of a matrix's type, with which they travel, that add up to a float of 53 bits exactly."""
+    parts: list[float] = []
+    for _ in range(3):
+        parts.append(float(like.new_tensor(number - sum(parts))))
+    return like.new_tensor(parts)

@@ -60,10 +60,16 @@ class DenseFisherCurvature(NetworkCurvature):
         """The layers whose passes must be captured."""
         return [member.layer for member in self._members if member.layer is not None]
 
-    @property
-    def all_layers(self) -> bool:
-        """Whether every trained parameter belongs to a layer."""
-        return self._others is None
+    def weighs(self, examples: int) -> bool:
+        """Whether every trained parameter belongs to a layer, and all examples' gradients are held.
+
+        Args:
+            examples: N.
+
+        Returns:
+            Whether `weighted_gradient` can answer.
+        """
+        return self._others is None and self._latest is not None and len(self._latest) == examples
 
     @property
     def ready(self) -> bool:
@@ -119,7 +125,7 @@ class DenseFisherCurvature(NetworkCurvature):
         Raises:
             ValueError: if the latest update did not hold every example's one gradient of every parameter.
         """
-        if self._others is not None or self._latest is None or len(self._latest) != len(weights):
+        if self._latest is None or not self.weighs(len(weights)):
             raise ValueError(
                 f"{len(weights)} weights need one seed's gradient of as many examples (max_rows={self._max_rows}) by "
                 "every parameter; run the loss's own backward"

@@ -53,9 +53,15 @@ class ExactCGCurvature(NetworkCurvature):
         """The preconditioner's layers."""
         return [] if self._preconditioner is None else self._preconditioner.layers
 
-    @property
-    def all_layers(self) -> bool:
-        """Never: nothing is kept of a pass."""
+    def weighs(self, examples: int) -> bool:
+        """Never: nothing is kept of a pass.
+
+        Args:
+            examples: unused.
+
+        Returns:
+            False.
+        """
         return False
 
     @property
