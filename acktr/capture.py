@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.layers import Layer
 from acktr.likelihood import Outputs
+from acktr.still import Draws, generator_states, have_moved
 from acktr.tree import take_rows
 
 
@@ -31,6 +32,8 @@ class Pass(ABC):
     """What the network was called with."""
     outputs: Outputs = ()
     """What it returned, as a tuple, copied."""
+    draws: Draws = field(default=(), kw_only=True)
+    """States of the generators before the call, if it drew from them (dropout)."""
 
     @property
     def examples(self) -> int:
@@ -135,9 +138,16 @@ class GraphPass(Pass):
         sources: Any = [*(self.edges[name] for name in layers), *free.values()]
         if not sources:
             return {}
-        grads = torch.autograd.grad(
-            [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
-        )
+        try:
+            grads = torch.autograd.grad(
+                [o for o, _ in live], sources, [s for _, s in live], retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the pass's graph is gone: call update_curvature() before the loss's backward()"
+            ) from error
         found = dict(zip([*layers, *free], grads, strict=True))
         for name, grad in found.items():
             if grad is None:
@@ -165,7 +175,7 @@ class GraphPass(Pass):
             Their inputs and outputs.
         """
         if examples is None or examples >= self.examples:
-            return GraphPass(self.args, self.outputs)
+            return GraphPass(self.args, self.outputs, draws=self.draws)
         rows = torch.randperm(self.examples, generator=generator, device=self.outputs[0].device)[:examples]
         return GraphPass(take_rows(self.args, rows), take_rows(self.outputs, rows))
 
@@ -188,6 +198,7 @@ class Capture:
         self.network = network
         self.layers = layers
         self._pass: Pass | None = None
+        self._taken: Pass | None = None
 
     @contextmanager
     def recording(self, statistics: bool = True) -> Generator[None]:
@@ -204,7 +215,10 @@ class Capture:
             RuntimeError: if the network or one of its layers is called twice.
         """
         record = GraphPass()
-        handles = [self.network.register_forward_hook(_network_hook(record), with_kwargs=True)]
+        handles = [
+            self.network.register_forward_pre_hook(_draws_hook(record)),
+            self.network.register_forward_hook(_network_hook(record), with_kwargs=True),
+        ]
         for layer in self.layers if statistics else ():
             handles.append(layer.module.register_forward_hook(_layer_hook(record, layer.name)))
         try:
@@ -235,6 +249,23 @@ class Capture:
             raise RuntimeError("no pass was recorded; call the network inside recording() before the Fisher pass")
         return self._pass
 
+    def take(self) -> Pass:
+        """Hand out the latest recorded pass for a step; each one is good for one.
+
+        Returns:
+            The pass.
+
+        Raises:
+            RuntimeError: if there is none, or a step was taken from it before.
+        """
+        if self._pass is not None and self._pass is self._taken:
+            raise RuntimeError(
+                "nothing was recorded since the last step: call the network inside recording(), then "
+                "update_curvature(), before each step"
+            )
+        self._taken = self.last
+        return self._taken
+
     def release(self) -> None:
         """Let go of the latest pass's graph; its inputs and outputs stay."""
         if self._pass is not None:
@@ -256,12 +287,21 @@ def _layer_hook(record: GraphPass, name: str) -> Any:
     return hook
 
 
+def _draws_hook(record: GraphPass) -> Any:
+    def hook(module: nn.Module, _args: tuple[Any, ...]) -> None:
+        record.draws = generator_states(module)
+
+    return hook
+
+
 def _network_hook(record: GraphPass) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if record.outputs:
             raise RuntimeError("the network was called twice inside recording(); record each batch on its own")
         if kwargs:
             raise RuntimeError(f"the network was called with keywords {sorted(kwargs)}; pass its inputs by position")
+        if not have_moved(record.draws, generator_states(module)):
+            record.draws = ()
         record.args = args
         record.live_outputs = (output,) if isinstance(output, Tensor) else tuple(output)
         # Copies, because an output may be a view of a parameter (an expanded log-std), which the step then moves.

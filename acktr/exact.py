@@ -19,6 +19,7 @@ from acktr.chain import ChainPass
 from acktr.likelihood import Likelihood, Outputs, Part, outputs_of
 from acktr.objective import Foretold
 from acktr.ranks import Ranks
+from acktr.still import still
 from acktr.tree import Tensors
 
 
@@ -30,7 +31,7 @@ class Linearisation:
         parameters: its trained parameters by dotted name.
         args: what the network is called with.
         likelihood: what its outputs mean.
-        record: the pass of these arguments, where it is one through a chain; it is then not run again.
+        record: the pass of these arguments; one through a chain is not run again, any other with what it drew.
         ranks: the processes over whose examples, beside these, forms are averaged; None for this one alone.
     """
 
@@ -45,6 +46,7 @@ class Linearisation:
     ) -> None:
         self._ranks = ranks or Ranks()
         self._pass = record if isinstance(record, ChainPass) else None
+        self._draws = () if record is None else record.draws
         self._network = network
         self._leaves = parameters
         self._args = args
@@ -73,7 +75,7 @@ class Linearisation:
             return self._pass.chain.along(self._pass.values, step)
         primal = {name: self._parameters[name] for name in step}
         with torch.no_grad():
-            primal_outputs, tangents = cast(tuple[Outputs, Outputs], jvp(self._call, (primal,), (step,)))
+            primal_outputs, tangents = _forwards(self._call, primal, step)
         self._outputs = primal_outputs
         return tangents
 
@@ -81,7 +83,8 @@ class Linearisation:
         """The network's outputs at other values of some parameters."""
         tensors = {place: t for name, t in (self._parameters | moving).items() for place in self._places[name]}
         # Tying by name would swap a module that hangs in several places twice, and leave the copy in it.
-        return outputs_of(functional_call(self._network, tensors, self._args, tie_weights=False))
+        with still(self._network, self._draws):
+            return outputs_of(functional_call(self._network, tensors, self._args, tie_weights=False))
 
     def pull_back(self, output_grads: Outputs) -> Tensors:
         """Jᵀ output_grads: the parameters' gradient, summed over examples.
@@ -201,6 +204,19 @@ class Linearisation:
         """
         parts = zip(self._likelihood.parts(), grams, strict=True)
         return torch.stack([coefficients @ gram @ coefficients / part.radius for part, gram in parts]).max()
+
+
+def _forwards(call: Callable[[Tensors], Outputs], primal: Tensors, step: Tensors) -> tuple[Outputs, Outputs]:
+    try:
+        return cast(tuple[Outputs, Outputs], jvp(call, (primal,), (step,)))
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward AD" not in str(error):
+            raise
+        what = str(error).split("forward AD with ")[-1].split()[0]
+        raise RuntimeError(
+            f"the exact form differentiates the network forwards, and {what} cannot be; take "
+            "StepRule(combination=None, metric=BlockMetric()), which needs no such pass"
+        ) from error
 
 
 def _places(network: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, list[str]]:

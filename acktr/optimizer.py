@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from acktr.capture import Pass
+from acktr.checks import check_identity, check_numbers, check_parts, identity
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.damping import LevenbergMarquardt
 from acktr.directions import Directions
@@ -98,7 +99,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     ) -> None:
         self.adaptation = damping if isinstance(damping, LevenbergMarquardt) else None
         damping = damping.start if isinstance(damping, LevenbergMarquardt) else damping
-        _check(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
+        check_numbers(lr=lr, radius=radius, damping=damping, momentum=momentum, weight_decay=weight_decay)
+        check_parts(network, likelihood, curvature)
         self._averaged = isinstance(network, DistributedDataParallel)
         network = network.module if isinstance(network, DistributedDataParallel) else network
         trained = trained_parameters(network, parameters)
@@ -107,9 +109,10 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")
         self.rule = rule or StepRule()
         self.curvature = curvature_over(curvature or EKFAC(), network, trained, blocks)
+        self._identity = identity(curvature or EKFAC(), trained)
         self._ranks = self.curvature.ranks
         self._watch(network, likelihood, trained, self.curvature.layers, seed)
-        self._search = Search(self._outputs, self._leaves, self._ranks)
+        self._search = Search(self._again, self._leaves, self._ranks)
         self._wake = Wake(self.rule.wake) if self.rule.wake else None
         if self._ranks.size > 1 and self._wake is not None and self._wake.quadratic:
             raise ValueError(
@@ -238,7 +241,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if loss is None and (self.adaptation is not None or self.rule.line_search is not None):
             raise RuntimeError("damping or search look at the loss again; call step(closure), or descend(loss)")
         gradient = self._gradient()
-        record = self._capture.last
+        record = self._capture.take()
         part = record.part(self.rule.examples, self._generator)
         self._capture.release()
         if not (self.curvature.ready or self.skipped or self._updates):
@@ -304,7 +307,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self._move(descent, record, part, objective, start)
         if model is not None and self.adaptation is not None:
             scale = self._search.report.scale
-            change = objective.value(self._outputs(record.args)) - start if scale else math.nan
+            change = objective.value(self._again(record)) - start if scale else math.nan
             ratio = self._ranks.agreed(model.ratio(scale, change))
             group["damping"] = self.adaptation.adapted(group["damping"], ratio)
 
@@ -355,6 +358,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """Torch's state dictionary with the curvature, the counters and the generators; a call for all ranks."""
         generators = self._ranks.gathered(self._generator.get_state())
         natural = {
+            "identity": self._identity,
             "curvature": self.curvature.state_dict(),
             "counters": [self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row],
             "causes": dict(self.causes),
@@ -369,8 +373,9 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """Restore what `state_dict` returned, to the last bit where there are as many ranks.
 
         Args:
-            state_dict: of an optimizer of the same network and curvature.
+            state_dict: of an optimizer of the same network and curvature; any other is refused.
         """
+        check_identity(self._identity, state_dict)
         natural = state_dict["natural"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
         self.curvature.load_state_dict(natural["curvature"])
@@ -385,16 +390,3 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         if not known and self._ranks.rank:
             drawn = torch.randint(2**31, (), generator=self._generator, device=self._generator.device)
             self._generator.manual_seed(int(drawn) + SEEDS_APART * self._ranks.rank)
-
-
-def _check(**values: float) -> None:
-    for name in ("damping", "radius"):
-        if not values[name] > 0:
-            raise ValueError(f"{name} must be positive, got {values[name]}")
-    if values["damping"] == math.inf:
-        raise ValueError("damping must be finite, got inf; for plain gradient steps take torch.optim")
-    if not 0 <= values["momentum"] < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {values['momentum']}")
-    for name in ("lr", "weight_decay"):
-        if not 0 <= values[name] < float("inf"):
-            raise ValueError(f"{name} must be at least 0 and finite, got {values[name]}")

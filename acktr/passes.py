@@ -16,6 +16,7 @@ from acktr.layers import Layer
 from acktr.likelihood import Likelihood, Outputs, outputs_of
 from acktr.nograd import without_grad
 from acktr.ranks import Ranks
+from acktr.still import still
 from acktr.tree import Tensors, size_of, take_rows
 
 MAX_SKIPS = 10
@@ -113,7 +114,15 @@ class Passes:
 
         Returns:
             The context.
+
+        Raises:
+            RuntimeError: if a trained parameter requires gradients no more.
         """
+        for name, parameter in self.parameters.items():
+            if not parameter.requires_grad:
+                raise RuntimeError(
+                    f"'{name}' was frozen after the optimizer was made; make another one, which leaves it alone"
+                )
         return nullcontext() if self._looking else self._capture.recording(self.statistics_due)
 
     @property
@@ -251,6 +260,13 @@ class Passes:
     def _examples(self) -> int:
         """How many are behind the gradients in `.grad`."""
         return self._pulled or self._capture.last.examples
+
+    def _again(self, record: Pass) -> Outputs:
+        """What a recorded call returns now."""
+        if self._chain is not None and self._chain.takes(record.args):
+            return self._chain.outputs(*record.args)
+        with still(self.network, record.draws):
+            return outputs_of(self.network(*record.args))
 
     def _outputs(self, args: tuple[Any, ...]) -> Outputs:
         if self._chain is not None and self._chain.takes(args):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +43,12 @@ class Search:
     """Moves parameters along descents.
 
     Args:
-        run: the network's outputs at present.
+        run: what a recorded call returns at present.
         leaves: the trained parameters, in the order of a descent's tensors.
         ranks: the processes over whose examples distances are averaged; None for this one alone.
     """
 
-    def __init__(
-        self, run: Callable[[tuple[Any, ...]], Outputs], leaves: Sequence[Tensor], ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, run: Callable[[Pass], Outputs], leaves: Sequence[Tensor], ranks: Ranks | None = None) -> None:
         self._run, self._leaves, self._ranks = run, list(leaves), ranks or Ranks()
         self.ratio = 1.0
         """Measured over predicted KL of the last step that was measured."""
@@ -123,7 +120,7 @@ class Search:
         scale = _longest(descent, bounds, 1.0)
         for _ in range(settings.attempts):
             self._put(start, descent, scale)
-            outputs = self._run(record.args)
+            outputs = self._run(record)
             measured = self._distance(record, outputs, likelihood)
             # The bound first: beyond it, or where it is no number, the loss tells nothing.
             if measured <= bounds.radius and objective.value(outputs) < before:
@@ -149,7 +146,7 @@ class Search:
     ) -> float:
         """Move the parameters, and measure how far the outputs went."""
         self._put(start, descent, scale)
-        return self._distance(record, self._run(record.args), likelihood)
+        return self._distance(record, self._run(record), likelihood)
 
     def _distance(self, record: Pass, outputs: Outputs, likelihood: Likelihood) -> float:
         old, ranks = record.outputs, self._ranks

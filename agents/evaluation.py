@@ -12,6 +12,11 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.errors import UsageError
+
+LONGEST = 100_000
+"""Steps after which an episode counts as endless: four times Atari's longest."""
+
 
 class Predictor(Protocol):
     """Whatever chooses actions the way Stable-Baselines3's agents and policies do."""
@@ -84,8 +89,11 @@ def evaluate(agent: Predictor, env: VecEnv, episodes: int, *, seed: int, determi
 
     Returns:
         The scores, ordered by environment.
+
+    Raises:
+        UsageError: If an episode does not end.
     """
-    quotas = quota(episodes, env.num_envs)
+    quotas, ages = quota(episodes, env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     scores: list[list[tuple[float, int]]] = [[] for _ in quotas]
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     with seeded(seed):
@@ -95,6 +103,12 @@ def evaluate(agent: Predictor, env: VecEnv, episodes: int, *, seed: int, determi
             action, state = agent.predict(observation, state, starts, deterministic)
             observation, _, starts, infos = env.step(action)
             _collect(infos, scores, quotas)
+            ages = np.where(starts, 0, ages + 1)
+            if ages.max() >= LONGEST:
+                raise UsageError(
+                    f"an episode of the evaluation has not ended after {LONGEST:,} steps; give episodes an end with "
+                    "--env.options.time-limit when you train"
+                )
     flat = [score for done in scores for score in done]
     return Evaluation(tuple(r for r, _ in flat), tuple(n for _, n in flat))
 

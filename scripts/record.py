@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -54,10 +55,12 @@ def _main(argv: Sequence[str]) -> int:
         from agents import video
     except ImportError as error:
         raise UsageError(f"recording needs {error.name}; install it with: pip install imageio imageio-ffmpeg") from None
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # else SDL complains of a screen that nobody asks for
     run = loading.load_run(arguments.run, loading.video_env(arguments.seed), console.say)
     with closing(run.env):
         scores = video.record(run.agent, run.env, arguments.episodes, seed=arguments.seed, path=output)
-    print(f"{output}: {len(scores.returns)} episodes, {scores.steps:,} steps, return {scores.mean:,.2f}")
+    count = len(scores.returns)
+    print(f"{output}: {count} episode{'s' if count > 1 else ''}, {scores.steps:,} steps, return {scores.mean:,.2f}")
     return console.DONE
 
 

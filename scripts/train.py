@@ -85,7 +85,7 @@ def _together(argv: Sequence[str], company: Company) -> int:
                 return None
             # Before anything is read that somebody else may be writing.
             claims.enter_context(claimed(rundir.existing(path).path, otherwise))
-            return _start(arguments.resume)
+            return _start(arguments.resume, arguments.run)
 
         def opened() -> None:
             _open(directory, arguments, argv)
@@ -209,8 +209,14 @@ def _check_resumed(stored: RunConfig, final: Arguments) -> None:
             raise UsageError(f"{field.name} cannot change on --resume {final.resume}; start a new run instead")
 
 
-def _start(path: Path) -> checkpoint.Checkpoint | None:
-    start = checkpoint.latest(rundir.existing(path), console.say)
+def _start(path: Path, config: RunConfig) -> checkpoint.Checkpoint | None:
+    directory = rundir.existing(path)
+    start = checkpoint.latest(directory, console.say)
+    if start is not None and start.timesteps >= config.total_timesteps and directory.result.exists():
+        raise UsageError(
+            f"{path} is complete, with {start.timesteps:,} of {config.total_timesteps:,} steps; to train on, name a "
+            "larger --total-timesteps"
+        )
     if start is None:
         console.say(f"{path} holds no checkpoint yet; training begins anew, with the same seed")
     return start

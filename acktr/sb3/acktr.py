@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -355,7 +354,7 @@ class ACKTR(OnPolicyAlgorithm):
             self.update_state.past.rollouts.clear()
         super().set_env(env, force_reset)
         self.update_state.attach(self._vec_normalize_env)
-        self._warn_of_raw_observations()
+        self.update_state.warn_of(self.env)
 
     def set_parameters(
         self,
@@ -377,15 +376,15 @@ class ACKTR(OnPolicyAlgorithm):
             super().set_parameters(load_path_or_dict, exact_match, device)
         except ValueError as error:  # which SB3's `load` would take for an old file, and hide
             raise MisfitError(f"these parameters are of an agent with other settings: {error}") from error
-        self._warn_of_raw_observations()
+        self._set_constants()
+        self.update_state.warn_of(self.env)
 
-    def _warn_of_raw_observations(self) -> None:
-        if self.env is not None and self.update_state.unused:
-            warnings.warn(
-                "the policy learned behind a VecNormalize, and this environment has none: wrap it, or its observations "
-                "mean something else to the policy",
-                stacklevel=3,
-            )
+    def _set_constants(self) -> None:
+        """Settings that were given to `load` count more than those of the file, as in SB3."""
+        each: tuple[ActorSettings | CriticSettings, ...] = (self.actor, self.critic)
+        for optimizer, settings in zip(self._optimizers(), each, strict=False):
+            if isinstance(optimizer, NaturalGradient) and optimizer.adaptation is None:
+                optimizer.param_groups[0].update(damping=settings.damping, momentum=settings.momentum)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_actor_network", "_critic_network", "_joint_network", "actor_optimizer", "critic_optimizer"]

@@ -58,8 +58,12 @@ def check_setup(agent: ACKTR) -> None:
         agent: before its networks are built.
 
     Raises:
+        TypeError: if settings are of another kind.
         ValueError: if they do not fit.
     """
+    for name, settings, kind in (("actor", agent.actor, ActorSettings), ("critic", agent.critic, CriticSettings)):
+        if not isinstance(settings, kind):
+            raise TypeError(f"{name} must be {kind.__name__}(...), got {settings!r:.80}")
     for space in (agent.observation_space, *getattr(agent.observation_space, "spaces", ())):
         if isinstance(space, spaces.Tuple):
             raise ValueError(f"ACKTR has no policy for observations in {space}; make it a Dict space")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Generator, Tensor
 
 from acktr.passes import SEEDS_APART
@@ -59,10 +60,18 @@ class UpdateState:
             self._waiting = None
         self.common = moments_of(normaliser)
 
-    @property
-    def unused(self) -> bool:
-        """Whether there are statistics, and no normaliser that has them."""
-        return self._waiting is not None
+    def warn_of(self, env: VecEnv | None) -> None:
+        """Say so where a policy would see raw observations that it learned from normalised ones.
+
+        Args:
+            env: the agent's; None for none yet.
+        """
+        if env is not None and self._waiting is not None:
+            warnings.warn(
+                "the policy learned behind a VecNormalize, and this environment has none: wrap it, or its observations "
+                "mean something else to the policy",
+                stacklevel=3,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only; a call for all processes."""

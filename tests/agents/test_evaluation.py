@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.errors import UsageError
 from agents.evaluation import evaluate, quota
 
 
@@ -75,6 +76,13 @@ def test_episodes_are_shared_out(episodes: int, n_envs: int, expected: list[int]
     shares = quota(episodes, n_envs)
     assert shares.sum() == episodes
     assert sorted(shares) == expected
+
+
+def test_an_episode_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.evaluation.LONGEST", 50)
+    assert evaluate(Sleeper(), Metronome([50, 3]), 4, seed=3).lengths == (50, 50, 3, 3)  # together they may take longer
+    with pytest.raises(UsageError, match=r"not ended after 50 steps.*time-limit"):
+        evaluate(Sleeper(), Metronome([10**9, 3]), 4, seed=3)
 
 
 def test_seeds_are_fixed_and_training_is_left_alone() -> None:

@@ -14,6 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from acktr.curvature import FactoredKFAC
+from acktr.damping import LevenbergMarquardt
 from acktr.sb3 import ACKTR, ActorSettings, CriticSettings, Reuse, ScheduledNoise
 from tests.sb3.worlds import (
     BOX,
@@ -76,6 +78,28 @@ def test_settings_that_do_not_fit_a_file_are_told(tmp_path):
     agent.save(tmp_path / "agent")
     with pytest.raises(ValueError, match=r"of an agent with other settings: .*parameter group"):
         ACKTR.load(tmp_path / "agent", actor=ActorSettings(noise=ScheduledNoise(-2.0)))
+
+
+def test_settings_given_to_load_count_more_than_those_of_the_file(tmp_path):
+    agent = small_agent("MlpPolicy", vectorised(noise(BOX, PLANE))).learn(32)
+    agent.save(tmp_path / "agent")
+    actor, critic = ActorSettings(damping=5.0, momentum=0.5), CriticSettings(damping=3.0)
+    again = ACKTR.load(tmp_path / "agent", env=vectorised(noise(BOX, PLANE)), actor=actor, critic=critic)
+    assert [again.actor_optimizer.param_groups[0][name] for name in ("damping", "momentum")] == [5.0, 0.5]
+    assert again.critic_optimizer.param_groups[0]["damping"] == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="the state of a EKFAC, and the optimizer has a FactoredKFAC"):
+        ACKTR.load(tmp_path / "agent", actor=ActorSettings(curvature=FactoredKFAC()))
+    adapting = ActorSettings(damping=LevenbergMarquardt(start=0.7, period=1))
+    agent = small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), actor=adapting).learn(64)
+    agent.actor_optimizer.param_groups[0]["damping"] = 0.3  # as far as it has come
+    agent.save(tmp_path / "adapted")
+    assert ACKTR.load(tmp_path / "adapted").actor_optimizer.param_groups[0]["damping"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("who", ["actor", "critic"])
+def test_settings_of_another_kind_are_named(who):
+    with pytest.raises(TypeError, match=rf"{who} must be {who.capitalize()}Settings"):
+        small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), **{who: {"radius": 0.1}})
 
 
 class LogStds(BaseCallback):

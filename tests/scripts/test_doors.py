@@ -160,6 +160,15 @@ def test_recording(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     told(capsys, "film.mp4", "exists")
 
 
+@pytest.mark.parametrize("more", [[], ["--total-timesteps", "64"]], ids=["as it was", "fewer steps"])
+def test_a_finished_run_stays_as_it_is(more: list[str], finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train.main(["--resume", str(finished), *more]) == 2
+    told(capsys, str(finished), "complete", "128", "--total-timesteps")
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_an_exported_agent_plays_as_it_did_and_holds_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,92 @@
+"""Calls in the wrong order and things in the wrong place: one line that says what is right."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from acktr import EKFAC, KFAC, Categorical, NaturalGradient
+
+
+def built(*sizes, curvature=None):
+    sizes = sizes or (3, 8, 4)
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+    return NaturalGradient(nn.Sequential(*layers[:-1]).double(), Categorical(), curvature or EKFAC())
+
+
+def recorded(optimizer, size=3):
+    with optimizer.recording():
+        return optimizer.network(torch.randn(16, size))
+
+
+def stepped(optimizer):
+    logits = recorded(optimizer)
+    optimizer.update_curvature()
+    optimizer.zero_grad()
+    F.cross_entropy(logits, torch.zeros(16, dtype=torch.long)).backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_a_step_needs_a_recorded_pass_of_its_own():
+    optimizer = stepped(built())
+    with pytest.raises(RuntimeError, match="nothing was recorded since the last step"):
+        optimizer.step()
+    stepped(optimizer)
+
+
+def test_the_curvature_comes_before_the_loss():
+    optimizer = built()
+    recorded(optimizer).sum().backward()
+    with pytest.raises(RuntimeError, match=r"update_curvature\(\) before the loss's backward\(\)"):
+        optimizer.update_curvature()
+
+
+def test_a_parameter_that_is_frozen_later_is_named():
+    optimizer = stepped(built())
+    optimizer.network[2].bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"'2\.bias' was frozen after"):
+        recorded(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda network: (network.parameters(), Categorical()), "the network itself, not its parameters"),
+        (lambda network: (network, Categorical), r"an object such as Categorical\(\)"),
+        (lambda network: (network, F.cross_entropy), r"an object such as Categorical\(\)"),
+        (lambda network: (network, Categorical(), EKFAC), r"write EKFAC\(\)"),
+    ],
+)
+def test_things_in_the_wrong_place_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        NaturalGradient(*arguments(nn.Linear(3, 2)))
+
+
+OTHERS = {
+    "curvature": (lambda: stepped(built(curvature=KFAC())).state_dict(), "the state of a KFAC, .* has a EKFAC"),
+    "network": (lambda: stepped(built(3, 5, 4)).state_dict(), r"'0\.weight' has shape \[5, 3\], not \[8, 3\]"),
+    "optimizer": (
+        lambda: torch.optim.Adam(built().network.parameters()).state_dict(),
+        "of another kind of optimizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_of_something_else_is_refused_and_changes_nothing(other):
+    make, message = OTHERS[other]
+    optimizer = stepped(built())
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(make())
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["natural"]["counters"] == before["natural"]["counters"]
+    fresh = built()
+    fresh.load_state_dict(before)  # the control
+    del before["natural"]["identity"]
+    fresh.load_state_dict(before)  # an older one
