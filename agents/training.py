@@ -87,7 +87,7 @@ def train(
     try:
         agent = alike(company, lambda: build.make_agent(config, env, ranks))
         if start is not None:
-            alike(company, lambda: _resume(config, agent, start, tell if ranks.rank == 0 else _ignore))
+            alike(company, lambda: _resume(agent, start, tell if ranks.rank == 0 else _ignore))
         directory = open_directory()
         with _settled():
             if ranks.rank:
@@ -117,12 +117,8 @@ def _ignore(_: str) -> None:
     """Say nothing: the first process says it."""
 
 
-def _resume(
-    config: RunConfig, agent: OnPolicyAlgorithm, start: checkpoint.Checkpoint, tell: Callable[[str], None]
-) -> None:
+def _resume(agent: OnPolicyAlgorithm, start: checkpoint.Checkpoint, tell: Callable[[str], None]) -> None:
     again = checkpoint.restore(agent, start)
-    # Schedules are read before the first update: what decays would begin at its first value again.
-    agent._update_current_progress_remaining(start.timesteps, config.total_timesteps)
     # Stands in until the run's own is made, which a run that is done already never does.
     logger = Logger(None, [])
     worlds.restore_log(logger, start.log)

@@ -17,7 +17,7 @@ from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3.noise import LearnedNoise, Noise
 from acktr.sb3.reuse import Reuse
-from acktr.sb3.schedules import Schedule
+from acktr.sb3.schedules import Schedule, at
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
 from acktr.wake import WakeRule
@@ -92,7 +92,7 @@ class ActorSettings:
     @property
     def explores(self) -> bool:
         """Whether policies may be drawn at some time of training."""
-        return callable(self.exploration_kl) or self.exploration_kl > 0
+        return any(at(self.exploration_kl, tenths / 10) > 0 for tenths in range(11))
 
     @classmethod
     def for_images(cls) -> ActorSettings:

@@ -104,15 +104,11 @@ def lose_the_generators(agent: Any) -> None:
     torch.manual_seed(5)
 
 
-def lose_the_schedule(agent: Any) -> None:
-    agent._current_progress_remaining = 1.0
-
-
 def lose_running_returns(agent: Any) -> None:
     agent.get_vec_normalize_env().returns[:] = 0
 
 
-@pytest.mark.parametrize("lose", [lose_worlds, lose_the_generators, lose_running_returns, lose_the_schedule])
+@pytest.mark.parametrize("lose", [lose_worlds, lose_the_generators, lose_running_returns])
 def test_what_is_lost_shows(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Any], None]
 ) -> None:
@@ -121,8 +117,8 @@ def test_what_is_lost_shows(
     with pytest.raises(callbacks.Interrupted):
         run(config, path, 3)
 
-    def forget(config: RunConfig, agent: Any, start: checkpoint.Checkpoint, tell: Callable[[str], None]) -> None:
-        before(config, agent, start, tell)
+    def forget(agent: Any, start: checkpoint.Checkpoint, tell: Callable[[str], None]) -> None:
+        before(agent, start, tell)
         lose(agent)
 
     monkeypatch.setattr(training, "_resume", forget)
