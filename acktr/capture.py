@@ -34,6 +34,8 @@ class Pass(ABC):
     """What it returned, as a tuple, copied."""
     draws: Draws = field(default=(), kw_only=True)
     """States of the generators before the call, if it drew from them (dropout)."""
+    taken: bool = field(default=False, kw_only=True)
+    """Whether a step was taken from it."""
 
     @property
     def examples(self) -> int:
@@ -198,7 +200,6 @@ class Capture:
         self.network = network
         self.layers = layers
         self._pass: Pass | None = None
-        self._taken: Pass | None = None
 
     @contextmanager
     def recording(self, statistics: bool = True) -> Generator[None]:
@@ -258,13 +259,14 @@ class Capture:
         Raises:
             RuntimeError: if there is none, or a step was taken from it before.
         """
-        if self._pass is not None and self._pass is self._taken:
+        record = self.last
+        if record.taken:
             raise RuntimeError(
                 "nothing was recorded since the last step: call the network inside recording(), then "
                 "update_curvature(), before each step"
             )
-        self._taken = self.last
-        return self._taken
+        record.taken = True
+        return record
 
     def release(self) -> None:
         """Let go of the latest pass's graph; its inputs and outputs stay."""
