@@ -63,6 +63,25 @@ def load(path: Path, env_id: str = "") -> RunConfig:
     return replace(config, env_id=env_id) if env_id else config
 
 
+def complete(data: Mapping[str, Any], source: str) -> RunConfig:
+    """Read a configuration that lies in another file than its own.
+
+    Args:
+        data: What it says; the rest is as in ``default.yaml``.
+        source: What to name in a complaint.
+
+    Returns:
+        The complete configuration.
+
+    Raises:
+        UsageError: If something in it is wrong.
+    """
+    try:
+        return read(RunConfig, _merge({"env_id": "", **_read_yaml(CONFIGS / "default.yaml")}, data))
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
 def shipped(env_id: str, algorithm: Algorithm = "acktr") -> RunConfig:
     """Read the shipped configuration of an environment.
 

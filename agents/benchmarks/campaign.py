@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import envs
 from agents import configfiles, curves
-from agents.benchmarks import crew, outcomes, scoreboard, stages, standings
+from agents.benchmarks import crew, outcomes, records, scoreboard, stages, standings
 from agents.benchmarks.crew import Failure
 from agents.benchmarks.outcomes import Outcome
 from agents.benchmarks.report import Report
@@ -72,6 +72,9 @@ class Plan:
     evaluation_period: int = 50_000
     """Environment steps between two evaluations of an agent that learns, 10 episodes each without noise; the runs'
     clocks stand still meanwhile. 0 for none."""
+    records: Path | None = None
+    """Folder of small records, some ten kilobytes a run: whatever has one there is done, wherever it was trained, and
+    every run that gets done is given one; None for none."""
     summary_only: bool = False
     """Train nothing; summarise what is there."""
 
@@ -103,12 +106,16 @@ def run(name: str, plan: Plan, output: Path, tell: Callable[[str], None]) -> Rep
     for each in wanted:
         stages.check_unchanged(each)
     if plan.summary_only:
+        _record(wanted, plan)
         return summarise(name, plan, output, wanted, [], tell)
     output.mkdir(parents=True, exist_ok=True)
     with claimed(output, f"another campaign is at work in {output}; wait for it, or name another --output") as lock:
-        todo = [each for each in wanted if stages.next_stage(each) is not None]
+        todo = [each for each in wanted if _recorded(each, plan) is None and stages.next_stage(each) is not None]
         tell(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done already")
-        failures = crew.work(todo, plan.jobs or cores(), lock, tell)
+        try:
+            failures = crew.work(todo, plan.jobs or cores(), lock, tell)
+        finally:
+            _record(wanted, plan)
         return summarise(name, plan, output, wanted, failures, tell)
 
 
@@ -211,13 +218,15 @@ def summarise(
     Raises:
         UsageError: If nothing was to be trained and nothing is there.
     """
-    found = [outcome for each in wanted if (outcome := outcomes.read(each)) is not None]
+    found = [outcome for each in wanted if (outcome := _recorded(each, plan) or outcomes.read(each)) is not None]
     if plan.summary_only and not found:
         raise UsageError(f"there is no finished run of this plan in {output}; leave --summary-only out")
     tell(f"summarising {len(found)} of {len(wanted)} runs")
     random = {
         env_id: outcomes.random_score(
-            _on_one_thread(configfiles.shipped(env_id)), plan.episodes, folder_of(output, env_id) / "random.json"
+            _on_one_thread(configfiles.shipped(env_id)),
+            plan.episodes,
+            folder_of(plan.records or output, env_id) / "random.json",
         )
         for env_id in dict.fromkeys(outcome.env_id for outcome in found)
     }
@@ -231,7 +240,7 @@ def summarise(
         "failures": [asdict(failure) for failure in failures],
     }
     lines = [curve for outcome in found if (curve := outcomes.curve(outcome)) is not None]
-    notes = [*missing(wanted, found), *mixed(wanted), *map(str, failures)]
+    notes = [*missing(wanted, found), *mixed(wanted, plan.records), *map(str, failures)]
     return Report(name, vars(plan), scoreboard.tables(table), results, notes, {".csv": curves.to_csv(lines)})
 
 
@@ -254,18 +263,32 @@ def missing(wanted: Sequence[Run], found: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def mixed(wanted: Sequence[Run]) -> list[str]:
+def mixed(wanted: Sequence[Run], kept: Path | None) -> list[str]:
     """Say so if the code changed while a campaign was under way.
 
     Args:
         wanted: The runs of the plan.
+        kept: The folder of the records; None for none.
 
     Returns:
         A line if the trained ones come from more than one commit.
     """
-    commits = Counter(commit for each in wanted if each.trained for commit in outcomes.commits(each))
+    made = [
+        records.commits(each, kept) if kept and records.path_of(each, kept).exists() else outcomes.commits(each)
+        for each in wanted
+    ]
+    commits = Counter(commit for each in made for commit in each)
     counted = ", ".join(f"{commit[:10]} ({count})" for commit, count in commits.most_common())
     return [f"the runs were made by {len(commits)} commits: {counted}"] if len(commits) > 1 else []
+
+
+def _record(wanted: Sequence[Run], plan: Plan) -> None:
+    if plan.records is not None:
+        records.keep(wanted, plan.records)
+
+
+def _recorded(run: Run, plan: Plan) -> Outcome | None:
+    return None if plan.records is None else records.recorded(run, plan.records)
 
 
 def _on_one_thread(config: RunConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import configfiles, curves, evaluation, loading, rundir
 from agents.benchmarks.stages import EVALUATION_SEED, KINDS, Run, evaluation_path, is_evaluated
+from agents.callbacks import LAST
 from agents.config import RunConfig
 from agents.errors import UsageError
 
@@ -30,6 +31,8 @@ class Track:
     """Mean returns, [looks]."""
     seconds: Array
     """Seconds of training on the run's own clock, [looks]."""
+    episodes: Array
+    """How many episodes each mean is taken over, [looks]."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -47,12 +50,8 @@ class Outcome:
     """The run's seed."""
     scores: Mapping[str, float]
     """Mean returns by measure (``standings.MEASURES``), those that are there."""
-    ends: Array
-    """When each training episode ended, in environment steps, [episodes]."""
-    returns: Array
-    """Their raw returns, [episodes]."""
-    seconds: Array
-    """When they ended, in seconds of training on the run's own clock, [episodes]."""
+    learned: Track
+    """The last 100 training episodes, fewer at the beginning, at evenly spaced times."""
     evaluated: Track
     """Evaluations without noise, under way and at the end."""
     steps_per_second: float
@@ -77,20 +76,36 @@ def read(run: Run) -> Outcome | None:
     try:
         result: Any = rundir.read_json(directory.result)
         rows = rundir.read_rows(directory.episodes)
-        ends, returns, seconds = (
-            np.array([float(row[name]) for row in rows]) for name in ("timesteps", "return", "seconds")
-        )
+        episodes = (np.array([float(row[name]) for row in rows]) for name in ("timesteps", "return", "seconds"))
         scores = {"training": result["training_return_last_100"], **_evaluations(run)}
         there = {name: float(score) for name, score in scores.items() if score is not None}
         speed = float(result["steps_per_second"])
         who = config.env_id, config.algorithm, config.seed
-        return Outcome(*who, there, ends, returns, seconds, _track(directory.evaluations), speed)
+        return Outcome(*who, there, learning(*episodes), _track(directory.evaluations), speed)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{directory.path} is damaged ({error}); remove it to train the run again") from None
 
 
+def learning(ends: Array, returns: Array, seconds: Array) -> Track:
+    """Smooth training episodes.
+
+    Args:
+        ends: When each ended, in environment steps, [episodes].
+        returns: Their raw returns, [episodes].
+        seconds: When they ended, in seconds of training, [episodes].
+
+    Returns:
+        The mean of the last ones at evenly spaced times; empty if there is none.
+    """
+    if not len(ends):
+        return Track(ends, returns, seconds, ends)
+    steps, means = curves.smooth(ends, returns)
+    finished = np.searchsorted(ends, steps, side="right")
+    return Track(steps, means, seconds[finished - 1], np.minimum(finished, LAST).astype(np.float64))
+
+
 def curve(outcome: Outcome) -> curves.Curve | None:
-    """Smooth a run's training episodes.
+    """See a run's training as a curve.
 
     Args:
         outcome: The run.
@@ -98,9 +113,10 @@ def curve(outcome: Outcome) -> curves.Curve | None:
     Returns:
         Its curve; None if no episode has ended.
     """
-    if not len(outcome.ends):
+    learned = outcome.learned
+    if not len(learned):
         return None
-    return curves.Curve(outcome.env_id, outcome.algorithm, outcome.seed, *curves.smooth(outcome.ends, outcome.returns))
+    return curves.Curve(outcome.env_id, outcome.algorithm, outcome.seed, learned.steps, learned.means)
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -110,7 +126,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         outcome: The run.
 
     Returns:
-        All but the episodes.
+        All but the tracks.
     """
     return {
         "env_id": outcome.env_id,
@@ -118,7 +134,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "seed": outcome.seed,
         "scores": dict(outcome.scores),
         "steps_per_second": outcome.steps_per_second,
-        "seconds_of_training": float(outcome.seconds[-1]) if len(outcome.seconds) else None,
+        "seconds_of_training": float(outcome.learned.seconds[-1]) if len(outcome.learned) else None,
     }
 
 
@@ -129,8 +145,10 @@ def commits(run: Run) -> set[str]:
         run: The run.
 
     Returns:
-        The commits of its parts, as far as they are known.
+        The commits of its parts, as far as they are known; none of a run that has not come to its end.
     """
+    if not run.trained:
+        return set()
     origins = configfiles.provenance(run.directory.config)
     known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
     return {str(commit) for commit in known if commit}
@@ -159,7 +177,8 @@ def random_score(config: RunConfig, episodes: int, path: Path) -> float:
 
 def _track(path: Path) -> Track:
     rows: Any = rundir.read_json(path) if path.exists() else []
-    return Track(*(np.array([float(row[name]) for row in rows]) for name in ("timesteps", "mean_return", "seconds")))
+    names = ("timesteps", "mean_return", "seconds", "episodes")
+    return Track(*(np.array([float(row[name]) for row in rows]) for name in names))
 
 
 def _evaluations(run: Run) -> dict[str, float]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from agents import checkpoint, configfiles, rundir
 from agents.config import Algorithm, RunConfig
@@ -167,14 +167,41 @@ def check_unchanged(run: Run) -> None:
     """
     if not (run.trained or checkpoint.listing(run.directory)):
         return
-    stored = configfiles.load(run.directory.config)
-    # Nothing of a peer's run depends on the settings of the others.
-    free = _FREE | {name for name in get_args(Algorithm) if name != run.config.algorithm}
-    for name in (field.name for field in fields(RunConfig) if field.name not in free):
-        before, now = getattr(stored, name), getattr(run.config, name)
-        if before != now:
-            short = f" ({before!r}, now {now!r})" if isinstance(now, (int, str)) else ""
-            raise UsageError(f"{run.directory.path} was made with another {name}{short}; name another --output")
+    other = difference(configfiles.load(run.directory.config), run.config)
+    if other is not None:
+        raise UsageError(f"{run.directory.path} was made with another {other}; name another --output")
+
+
+def difference(before: RunConfig, now: RunConfig) -> str | None:
+    """Compare two configurations in all that makes a run another run.
+
+    Args:
+        before: A configuration.
+        now: One that it should be the same as.
+
+    Returns:
+        The first field in which they differ, with its values where these are short; None if there is none.
+    """
+    wanted = defining(now)
+    for name, value in defining(before).items():
+        if value != wanted.get(name):
+            short = isinstance(value, (int, str))
+            return f"{name} ({value!r}, now {wanted.get(name)!r})" if short else name
+    return None
+
+
+def defining(config: RunConfig) -> dict[str, Any]:
+    """Pick what makes a run the run it is.
+
+    Args:
+        config: A configuration.
+
+    Returns:
+        Its fields by name, but those that change nothing that is learnt, and the settings of who does not learn:
+        nothing of a peer's run depends on those of the others.
+    """
+    free = _FREE | {name for name in get_args(Algorithm) if name != config.algorithm}
+    return {field.name: getattr(config, field.name) for field in fields(RunConfig) if field.name not in free}
 
 
 def prepare(run: Run) -> None:

@@ -234,8 +234,8 @@ def track(run: Outcome, measure: str) -> Track:
     """
     if measure == "deterministic":
         return run.evaluated
-    sums = np.concatenate([[0.0], np.cumsum(run.returns)])
-    return Track(run.ends[LAST - 1 :], (sums[LAST:] - sums[:-LAST]) / LAST, run.seconds[LAST - 1 :])
+    whole, learned = run.learned.episodes >= LAST, run.learned
+    return Track(learned.steps[whole], learned.means[whole], learned.seconds[whole], learned.episodes[whole])
 
 
 def centre(runs: Sequence[Outcome], measure: str) -> tuple[Array, Array]:

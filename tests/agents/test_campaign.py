@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents import configfiles, curves, evaluation, rundir
-from agents.benchmarks import campaign, crew, outcomes, stages
+from agents.benchmarks import campaign, crew, outcomes, records, stages
 from agents.benchmarks.campaign import AtariPlan, Plan
 from agents.benchmarks.report import Report
 from agents.benchmarks.stages import Run
@@ -248,9 +248,90 @@ def test_runs_of_several_commits_are_told(tmp_path: Path) -> None:
         run.directory.path.mkdir(parents=True)
         run.directory.result.touch()
         run.directory.config.write_text(configfiles.dump(run.config, [{"git_commit": each} for each in commits]))
-    assert campaign.mixed([first, peer]) == []
+    assert campaign.mixed([first, peer], None) == []
     peer.directory.config.write_text(configfiles.dump(peer.config, [{"git_commit": "abc"}, {"git_commit": "def"}]))
-    assert campaign.mixed([first, peer]) == ["the runs were made by 2 commits: abc (2), def (1)"]
+    assert campaign.mixed([first, peer], None) == ["the runs were made by 2 commits: abc (2), def (1)"]
+
+
+def test_records_stand_for_runs_that_are_gone(tmp_path: Path, stage: Stage) -> None:
+    kept = tmp_path / "records"
+    plan, told = replace(SMALL, records=kept, jobs=2), []
+    stage.plays = {SECOND: "fail"}
+    there = campaign.run("mujoco", plan, tmp_path / "first", told.append)
+    assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("seed-*")) == [
+        "CartPole-v1/acktr/seed-0.json",
+        "CartPole-v1/ppo/seed-0.json",
+    ]
+    # On another machine, where nothing but the records is left, one run is trained.
+    stage.plays, stage.started, told = {}, [], []
+    again = campaign.run("mujoco", plan, tmp_path / "second", told.append)
+    assert set(stage.started) == {(SECOND, "new")}
+    assert told[0] == "3 runs, 2 of them done already"
+    assert again.results["runs"][:2] == [there.results["runs"][0], there.results["runs"][1]]
+    assert again.results["races"] == there.results["races"]
+    assert again.attachments[".csv"].startswith(there.attachments[".csv"].splitlines()[0])
+    # A folder that was trained without records gets them with its summary.
+    late = replace(plan, records=tmp_path / "late", summary_only=True)
+    assert campaign.run("mujoco", late, tmp_path / "first", told.append).results["runs"] == there.results["runs"]
+    assert len(list(late.records.rglob("seed-*"))) == 2
+    # With all three the table comes from the records alone.
+    alone = campaign.run("mujoco", replace(plan, summary_only=True), tmp_path / "third", told.append)
+    assert alone.results == again.results
+    assert alone.attachments == again.attachments
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_record_holds_what_the_run_left(tmp_path: Path, stage: Stage) -> None:
+    run = next(campaign.runs_of(SMALL, tmp_path / "runs"))
+    records.keep([run], tmp_path)
+    assert records.recorded(run, tmp_path) is None  # it is not done
+    assert work([run], tmp_path / "runs")[0] == []
+    rows = "".join(f"{10 * n},{n % 7}.125,10,{n / 3}\n" for n in range(1, 1200))
+    run.directory.episodes.write_text(f"timesteps,return,length,seconds\n{rows}")
+    looks = [{"timesteps": 40, "mean_return": 1.5, "seconds": 0.25, "episodes": 10}]
+    rundir.write_json(run.directory.evaluations, looks)
+    records.keep([run], tmp_path)
+    before, after = outcomes.read(run), records.recorded(run, tmp_path)
+    assert before is not None and after is not None
+    assert (before.scores, before.steps_per_second) == (after.scores, after.steps_per_second)
+    for old, new in ((before.learned, after.learned), (before.evaluated, after.evaluated)):
+        np.testing.assert_array_equal(old.steps, new.steps)
+        np.testing.assert_allclose(old.means, new.means, rtol=1e-6)
+        np.testing.assert_allclose(old.seconds, new.seconds, atol=0.006)
+        np.testing.assert_array_equal(old.episodes, new.episodes)
+    assert (before.learned.episodes[0], before.learned.episodes[-1]) == (1, 100)
+    assert records.path_of(run, tmp_path).stat().st_size < 20_000
+    # What is recorded stays, whatever becomes of the run.
+    run.directory.episodes.write_text("timesteps,return,length,seconds\n")
+    records.keep([run], tmp_path)
+    again = records.recorded(run, tmp_path)
+    assert again is not None and len(again.learned) == len(after.learned)
+
+
+def test_records_of_another_run_are_refused(tmp_path: Path, stage: Stage) -> None:
+    run = next(campaign.runs_of(SMALL, tmp_path / "runs"))
+    assert work([run], tmp_path / "runs")[0] == []
+    records.keep([run], tmp_path)
+    peer = replace(run, config=replace(run.config, ppo=replace(run.config.ppo, gamma=0.5), torch_threads=3))
+    assert records.recorded(peer, tmp_path) is not None  # neither changes what ACKTR learns
+    other = replace(run, config=replace(run.config, acktr=replace(run.config.acktr, gamma=0.5)))
+    with pytest.raises(UsageError, match=r"seed-0\.json is of another acktr; name another --records"):
+        records.recorded(other, tmp_path)
+    longer = replace(run, config=replace(run.config, total_timesteps=5))
+    with pytest.raises(UsageError, match=r"of another total_timesteps \(1000000, now 5\)"):
+        records.recorded(longer, tmp_path)
+    with pytest.raises(UsageError, match="has evaluations of 2 episodes, not 3"):
+        records.recorded(replace(run, episodes=3), tmp_path)
+    path = records.path_of(run, tmp_path)
+    record = json.loads(path.read_text())
+    for key, value in (("training", {}), ("scores", None), ("config", {"acktr": 3}), ("steps_per_second", "fast")):
+        path.write_text(json.dumps({**record, key: value}))
+        with pytest.raises(UsageError, match=r"seed-0\.json"):
+            records.recorded(run, tmp_path)
+    record["training"]["seconds"].append(1.0)
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"damaged .columns of different lengths"):
+        records.recorded(run, tmp_path)
 
 
 def door(*arguments: str) -> int:

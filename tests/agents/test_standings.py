@@ -19,8 +19,10 @@ def outcome(
     values = np.array(returns, dtype=float)
     numbers = np.arange(1.0, len(values) + 1)
     hundreds = numbers[99::100]
-    evaluated = Track(10 * hundreds, 1 + values[99::100], 2 * hundreds)
-    return Outcome(env_id, algorithm, seed, scores or {}, 10 * numbers, values, 2 * numbers, evaluated, 5.0)
+    evaluated = Track(10 * hundreds, 1 + values[99::100], 2 * hundreds, np.full(len(hundreds), 10.0))
+    means = np.array([values[max(0, end - 100) : end].mean() for end in range(1, len(values) + 1)])
+    learned = Track(10 * numbers, means, 2 * numbers, np.minimum(numbers, 100))
+    return Outcome(env_id, algorithm, seed, scores or {}, learned, evaluated, 5.0)
 
 
 def trained(env_id: str, algorithm: str, *scores: float) -> list[Outcome]:
