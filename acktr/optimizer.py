@@ -38,7 +38,7 @@ from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.damping import LevenbergMarquardt
 from acktr.directions import Directions
 from acktr.fisher import FisherSeeds, SampledFisher
-from acktr.likelihood import Likelihood, Outputs
+from acktr.likelihood import Likelihood, Outputs, check_outputs
 from acktr.linalg import DecompositionError
 from acktr.nograd import without_grad
 from acktr.objective import Loss, Objective, number
@@ -182,6 +182,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self.curvature.release()
         if not due:
             return
+        check_outputs(self.likelihood, record.outputs)
         if not self._ranks.all(all_finite(record.outputs)):  # no target can be drawn from NaN
             self._skip("output")
             return

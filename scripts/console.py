@@ -7,11 +7,12 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from agents.errors import UsageError
 from agents.schema import leaves, nearest
@@ -21,6 +22,31 @@ T = TypeVar("T")
 _cli: Any = tyro.cli  # its overloads tie the result to the default, which is None here where there is none
 
 DONE, OUR_FAILURE, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Read 1e6 as a million where a whole number is wanted."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(1, "INT", lambda tokens: _whole(tokens[0]), _is_whole, lambda number: [str(number)])
+
+
+def _whole(token: str) -> int:
+    with contextlib.suppress(ValueError):
+        return int(token)
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(token)
+        if number.is_integer():
+            return int(number)
+    raise ValueError(f"{token!r} is no whole number")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def parse(arguments: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, about: str) -> T:
@@ -46,7 +72,7 @@ def parse(arguments: type[T], argv: Sequence[str], *, default: T | None = None, 
     texts = {"prog": prog, "description": about, "config": (flags,)}
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed: T = _cli(arguments, args=list(argv), default=default, **texts)
+            parsed: T = _cli(arguments, args=list(argv), default=default, registry=_REGISTRY, **texts)
             return parsed
     except SystemExit as stop:
         if not stop.code:
@@ -147,7 +173,14 @@ def _unknown_option(argv: Sequence[str], known: list[str]) -> str | None:
 
 
 def _one_line(box: str) -> str:
-    # tyro draws a frame around its complaints.
-    inside = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message = list(takewhile(lambda line: not line.startswith("─"), inside))
+    # tyro draws a frame around its complaints, with the kind in its upper edge; where the terminal knows ASCII alone,
+    # the kind stands above a rule.
+    lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    if "╭" not in box:
+        lines = list(dropwhile(lambda line: not _is_rule(line), lines))[1:]
+    message = takewhile(lambda line: not _is_rule(line), lines)
     return " ".join(line for line in message if line).rstrip(".") or "the command line is wrong"
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and set(line) <= set("─-")

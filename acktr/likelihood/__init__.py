@@ -12,7 +12,7 @@ F_out denotes the Fisher information of the distribution with respect to these o
 written down, a Fisher pass needs no loss graph and no `torch.distributions`, and its scale is never in doubt.
 """
 
-from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood, outputs_of
+from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood, check_outputs, outputs_of
 from acktr.likelihood.bernoulli import Bernoulli
 from acktr.likelihood.categorical import Categorical
 from acktr.likelihood.gaussian import DiagonalGaussian, ScalarGaussian
@@ -30,5 +30,6 @@ __all__ = [
     "Part",
     "PolicyLikelihood",
     "ScalarGaussian",
+    "check_outputs",
     "outputs_of",
 ]

@@ -12,6 +12,31 @@ Outputs = tuple[Tensor, ...]
 """A network's outputs (or targets, or tangents), N examples first."""
 
 
+Layout = tuple[tuple[str, str], ...]
+"""A network's outputs by name, each with its dimensions, such as ("logits", "N, C")."""
+
+
+def check_outputs(likelihood: Likelihood, outputs: Outputs) -> None:
+    """Hold a network's outputs against what a likelihood reads in them.
+
+    Args:
+        likelihood: the likelihood.
+        outputs: the network's.
+
+    Raises:
+        ValueError: if their number or their dimensions differ.
+    """
+    layout: Layout = getattr(likelihood, "layout", ())  # somebody's own may be no more than its methods
+    wanted, found = [dimensions.count(",") + 1 for _, dimensions in layout], [output.dim() for output in outputs]
+    if layout and wanted != found:
+        expected = " and ".join(f"{name} [{dimensions}]" for name, dimensions in layout)
+        returned = " and ".join(str(list(output.shape)) for output in outputs)
+        flatten = "; end it in nn.Flatten(0)" if (wanted, found) == ([1], [2]) and outputs[0].shape[1] == 1 else ""
+        raise ValueError(
+            f"a {type(likelihood).__name__} reads {expected}, and the network returned {returned or 'nothing'}{flatten}"
+        )
+
+
 def outputs_of(returned: Tensor | Outputs) -> Outputs:
     """What a network returned, as a tuple.
 
@@ -26,6 +51,11 @@ def outputs_of(returned: Tensor | Outputs) -> Outputs:
 
 class Likelihood(Protocol):
     """A distribution over targets, parameterised by a network's outputs."""
+
+    @property
+    def layout(self) -> Layout:
+        """The outputs by name, and the dimensions of each; () where they can be anything."""
+        return ()
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
         """Draw targets from the model, one per example."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from acktr.likelihood.base import Likelihood, Outputs
+from acktr.likelihood.base import Layout, Likelihood, Outputs
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Bernoulli(Likelihood):
 
     Targets may lie between 0 and 1, as grey pixels do: −log p is then the cross-entropy.
     """
+
+    layout: ClassVar[Layout] = (("log-odds", "N, D"),)
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
         """Draw answers.

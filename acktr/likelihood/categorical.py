@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Outputs, PolicyLikelihood
+from acktr.likelihood.base import Layout, Outputs, PolicyLikelihood
 
 
 @dataclass(frozen=True)
 class Categorical(PolicyLikelihood):
     """One of C classes, by unnormalised log-probabilities; F_out = diag(p) − p pᵀ."""
+
+    layout: ClassVar[Layout] = (("logits", "N, C"),)
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
         """Draw classes.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Likelihood, Outputs, PolicyLikelihood
+from acktr.likelihood.base import Layout, Likelihood, Outputs, PolicyLikelihood
 
 
 @dataclass(frozen=True)
 class DiagonalGaussian(PolicyLikelihood):
     """Independent normals by mean and log standard deviation; F_out = diag(1/σ², 2)."""
+
+    layout: ClassVar[Layout] = (("mean", "N, D"), ("log_std", "N, D"))
 
     def sample(self, outputs: Outputs, generator: Generator | None = None) -> Outputs:
         """Draw points.
@@ -134,6 +137,7 @@ class ScalarGaussian(Likelihood):
     """A value with a fixed variance; F_out = 1/variance, so variance 1 makes the Fisher the Gauss–Newton matrix."""
 
     variance: float = 1.0
+    layout: ClassVar[Layout] = (("value", "N"),)
 
     def __post_init__(self) -> None:
         if not 0 < self.variance < math.inf:

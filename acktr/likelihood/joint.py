@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from acktr.likelihood.base import Likelihood, Outputs, Part, PolicyLikelihood
+from acktr.likelihood.base import Layout, Likelihood, Outputs, Part, PolicyLikelihood
 from acktr.likelihood.gaussian import ScalarGaussian
 
 
@@ -23,6 +23,11 @@ class Joint(Likelihood):
     value: ScalarGaussian
     value_radius: float = 1.0
     """Radius of the value's KL, as a multiple of the policy's."""
+
+    @property
+    def layout(self) -> Layout:
+        """The policy's outputs, then the value."""
+        return (*self.policy.layout, *self.value.layout)
 
     def _split(self, outputs: Outputs) -> tuple[Outputs, Outputs]:
         return outputs[:-1], outputs[-1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from acktr.sb3.acktr import ACKTR
 
 
+_SMALL_RATE = 0.01
+"""Below it a learning rate was meant for another algorithm: steps on MuJoCo are mostly 0.1 to 1 times the natural
+gradient."""
 _ALIKE = (
     *("n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "normalize_advantage", "joint_step", "precision"),
     *("actor", "critic", "seed", "max_faults", "observation_space", "action_space"),
@@ -86,6 +90,12 @@ def check_setup(agent: ACKTR) -> None:
     rate = at(agent.learning_rate, 1.0)
     if not 0 <= rate < float("inf"):
         raise ValueError(f"learning_rate must be at least 0 and finite, got {rate}")
+    if 0 < rate < _SMALL_RATE:
+        warnings.warn(
+            f"learning_rate {rate} holds every step below {rate} times the natural gradient, where next to nothing is "
+            "learned; it is no step size as in PPO: leave it at 1, and tune ActorSettings(radius=…)",
+            stacklevel=5,
+        )
     if agent.normalize_advantage and agent.n_steps * agent.n_envs < 2:
         raise ValueError("a rollout of one transition has no variance: raise n_steps or set normalize_advantage=False")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from acktr import EKFAC, KFAC, Categorical, NaturalGradient
+from acktr import EKFAC, KFAC, Bernoulli, Categorical, DiagonalGaussian, Joint, NaturalGradient, ScalarGaussian
 
 
 def built(*sizes, curvature=None):
@@ -43,6 +43,47 @@ def test_the_curvature_comes_before_the_loss():
     recorded(optimizer).sum().backward()
     with pytest.raises(RuntimeError, match=r"update_curvature\(\) before the loss's backward\(\)"):
         optimizer.update_curvature()
+
+
+class Heads(nn.Module):
+    """Two outputs of one input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 1)
+
+    def forward(self, rows):
+        return self.first(rows), self.second(rows).squeeze(-1)
+
+
+MLP = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("network", "likelihood", "message"),
+    [
+        (MLP, ScalarGaussian(), r"a ScalarGaussian reads value \[N\], and .* \[16, 1\]; end it in nn\.Flatten\(0\)$"),
+        (nn.Linear(3, 2), ScalarGaussian(), r"reads value \[N\], and the network returned \[16, 2\]$"),
+        (nn.Sequential(*MLP, nn.Flatten(0)), Categorical(), r"a Categorical reads logits \[N, C\], .* \[16\]$"),
+        (MLP, DiagonalGaussian(), r"reads mean \[N, D\] and log_std \[N, D\], and the network returned \[16, 1\]$"),
+        (Heads(), Categorical(), r"reads logits \[N, C\], and the network returned \[16, 2\] and \[16\]$"),
+        (MLP, Joint(Categorical(), ScalarGaussian()), r"reads logits \[N, C\] and value \[N\], and .* \[16, 1\]$"),
+        (nn.Sequential(*MLP, nn.Flatten(0)), Bernoulli(), r"a Bernoulli reads log-odds \[N, D\], .* \[16\]$"),
+    ],
+)
+def test_outputs_that_a_likelihood_cannot_read(network, likelihood, message):
+    optimizer = NaturalGradient(network.double(), likelihood, EKFAC())
+    with optimizer.recording():
+        network(torch.randn(16, 3))
+    with pytest.raises(ValueError, match=message):
+        optimizer.update_curvature()
+
+
+def test_outputs_that_it_can_read():
+    optimizer = NaturalGradient(Heads().double(), Joint(Categorical(), ScalarGaussian()), EKFAC())
+    with optimizer.recording():
+        optimizer.network(torch.randn(16, 3))
+    optimizer.update_curvature()
 
 
 def test_a_parameter_that_is_frozen_later_is_named():

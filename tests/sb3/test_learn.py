@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from stable_baselines3.common.utils import get_parameters_by_name
@@ -192,3 +194,15 @@ def test_no_part_of_a_rollout_is_named(who):
     )
     with pytest.raises(ValueError, match=rf"{who}\.n_minibatches must be at least 1, got 0"):
         small_agent("MlpPolicy", vectorised(noise()), **settings)
+
+
+@pytest.mark.parametrize(
+    ("rate", "warned"), [(3e-4, True), (lambda left: 1e-3 * left, True), (0.1, False), (0.0, False)]
+)
+def test_a_learning_rate_of_another_algorithm_is_told(rate, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small_agent("MlpPolicy", vectorised(noise(BOX, PLANE)), learning_rate=rate)
+    told = [str(each.message) for each in caught if "learning_rate" in str(each.message)]
+    assert len(told) == warned
+    assert all("leave it at 1, and tune ActorSettings(radius" in line for line in told)

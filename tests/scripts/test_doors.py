@@ -300,3 +300,9 @@ def test_help_names_every_setting_of_the_environment() -> None:
     assert "--acktr.actor.radius" in out
     assert "Largest KL of one step" in out
     assert "(default: 32)" in out.split("--env.n-envs")[1].split("--")[0]
+
+
+def test_whole_numbers_may_be_written_short() -> None:
+    run = train._parse(["CartPole-v1", "--total-timesteps", "1e6", "--policy.pi", "3e1", "1_6"]).run
+    assert (run.total_timesteps, run.policy.pi) == (1_000_000, (30, 16))
+    assert isinstance(run.total_timesteps, int)
