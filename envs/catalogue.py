@@ -46,9 +46,15 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module("ale_py")
     _refuse_legacy_atari(name)
     if name not in gym.registry:
-        raise WorldError(f"unknown environment {env_id!r}{did_you_mean(name, _current_ids())}")
+        raise WorldError(f"unknown environment {env_id!r}{did_you_mean(name, _current_ids()) or _whose(module, name)}")
     _refuse_old_mujoco(name)
     return gym.registry[name]
+
+
+def _whose(module: str, name: str) -> str:
+    if module:
+        return f"; importing {module!r} registers no such id"
+    return f"; for one of your own name the module that registers it: MODULE:{name}"
 
 
 def is_atari(spec: EnvSpec) -> bool:
