@@ -15,6 +15,7 @@ from acktr.sb3 import ACKTR
 from acktr.sb3.forgiveness import Forgiveness
 from acktr.sb3.noise import LearnedNoise, Noise, ScheduledNoise
 from acktr.sb3.reuse import Reuse
+from acktr.sb3.scales import RunningScale
 from acktr.sb3.settings import ActorSettings, CriticSettings
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
@@ -83,6 +84,7 @@ def actor_settings(config: ActorConfig) -> ActorSettings:
         max_rollout_kl=config.max_rollout_kl,
         wake=_WAKES[config.wake](config.wake_decay),
         noise=_noise(config),
+        scale=None if config.scale_decay is None else RunningScale(config.scale_decay),
         reuse=Reuse(config.reused_rollouts) if config.reused_rollouts else None,
         exploration_kl=schedule(config.exploration_kl, config.exploration_decay),
     )

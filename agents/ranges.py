@@ -59,6 +59,7 @@ _RANGES: dict[str, _Range] = {
     # Infinite damping is a meaning of its own: a plain gradient step.
     "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,
+    "scale_decay": _SHARE_BELOW_1,
     "corrections": _NON_NEGATIVE,
     "refresh_age": _NON_NEGATIVE,
     "cold_start": _NON_NEGATIVE,

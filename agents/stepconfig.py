@@ -125,6 +125,9 @@ class ActorConfig:
     forgiven_noise: bool
     """Try out before training whether the first scheduled noise ends episodes that rest survives, and lower the whole
     schedule until it does not; the steps it takes count."""
+    scale_decay: float | None
+    """Advantages are divided by no less than a running standard deviation with this decay per rollout; null divides
+    each rollout's by its own alone."""
     reused_rollouts: int
     """Earlier rollouts that take part in each step of a policy with networks of its own; 0 for the present one
     alone."""

@@ -4,6 +4,7 @@ from acktr.sb3.acktr import ACKTR
 from acktr.sb3.forgiveness import Forgiveness
 from acktr.sb3.noise import LearnedNoise, Noise, ScheduledNoise
 from acktr.sb3.reuse import Reuse
+from acktr.sb3.scales import RunningScale
 from acktr.sb3.schedules import Schedule
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
@@ -15,6 +16,7 @@ __all__ = [
     "LearnedNoise",
     "Noise",
     "Reuse",
+    "RunningScale",
     "Schedule",
     "ScheduledNoise",
 ]

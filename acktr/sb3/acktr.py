@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -244,7 +245,8 @@ class ACKTR(OnPolicyAlgorithm):
         # The first rows stand for all, unless all do, or drawn policies keep their environments' rows together.
         whole = is_drawn(self.exploration) or (self.actor.curvature_examples, of_critic) == (None, None)
         order = None if whole else self.update_state.generator
-        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order, self.ranks)
+        take = None if self.actor.scale is None else partial(self.update_state.spread.take, scale=self.actor.scale)
+        rollout = flatten_rollout(buffer, self.device, self.normalize_advantage, order, self.ranks, take)
         rollout = rollout.seen_by(self.acting_network)
         radius = at(self.actor.radius, self._current_progress_remaining) * self._action_dimensions
         self.actor_optimizer.param_groups[0]["radius"] = radius

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
+from acktr.sb3.scales import RunningScale
 from acktr.sb3.schedules import at
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
@@ -87,6 +88,8 @@ def check_setup(agent: ACKTR) -> None:
     for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
         check_settings(name, settings)
     check_actor(agent.actor)
+    if agent.actor.scale is not None and not agent.normalize_advantage:
+        raise ValueError("actor.scale has no say without normalize_advantage; set that True, or scale None")
     rate = at(agent.learning_rate, 1.0)
     if not 0 <= rate < float("inf"):
         raise ValueError(f"learning_rate must be at least 0 and finite, got {rate}")
@@ -165,12 +168,15 @@ def check_actor(settings: ActorSettings) -> None:
         settings: the settings.
 
     Raises:
+        TypeError: if a scale is none.
         ValueError: if a number is out of its range.
     """
     if not settings.clip_range > 0:
         raise ValueError(f"actor.clip_range must be positive, got {settings.clip_range}")
     if settings.max_rollout_kl is not None and not settings.max_rollout_kl > 0:
         raise ValueError(f"actor.max_rollout_kl must be positive, or None for no stop, got {settings.max_rollout_kl}")
+    if settings.scale is not None and not isinstance(settings.scale, RunningScale):
+        raise TypeError(f"actor.scale must be RunningScale(...) or None, got {settings.scale!r:.80}")
     exploration = at(settings.exploration_kl, 1.0)
     if not exploration >= 0:
         raise ValueError(f"actor.exploration_kl must be at least 0, got {exploration}")

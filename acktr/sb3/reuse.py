@@ -160,7 +160,9 @@ def weighed(agent: ACKTR, earlier: Collected, reuse: Reuse) -> Rollout:
     decay[:-1] *= ratios.clamp(max=1.0).view(shape).cpu().numpy()[1:]
     found = advantages(earlier.rewards.numpy(), values, last, goes_on, agent.gamma, decay)
     returns, flat = found + values, torch.as_tensor(found, device=agent.device).flatten()
-    flat = standardised(flat, agent.ranks) if agent.normalize_advantage else flat
+    if agent.normalize_advantage:
+        least = 0.0 if agent.actor.scale is None else agent.update_state.spread.least
+        flat = standardised(flat, agent.ranks, least)
     seen = Rollout(
         observations,
         actions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,6 +123,7 @@ def flatten_rollout(
     standardise: bool,
     generator: Generator | None = None,
     ranks: Ranks | None = None,
+    take: Callable[[float], float] | None = None,
 ) -> Rollout:
     """Read a full SB3 buffer once, without its per-minibatch copies.
 
@@ -132,6 +133,7 @@ def flatten_rollout(
         standardise: whether advantages get mean 0 and variance 1 over the whole rollout.
         generator: source of a random order of the transitions; None leaves them as they followed each other.
         ranks: the processes whose rollouts are one for the mean and the variance; None for this one alone.
+        take: told the standard deviation, says what to divide by at least; None for the standard deviation itself.
 
     Returns:
         The rollout.
@@ -139,7 +141,8 @@ def flatten_rollout(
     order = None if generator is None else torch.randperm(buffer.returns.size, generator=generator)
     actions, advantages = _read(buffer.actions, device, order), _read(buffer.advantages, device, None)
     if standardise:
-        advantages = standardised(advantages, ranks or Ranks())
+        least = 0.0 if take is None else take(float(mean_and_std(advantages, ranks or Ranks())[1]))
+        advantages = standardised(advantages, ranks or Ranks(), least)
     return Rollout(
         observations=_read(buffer.observations, device, order),
         actions=actions.squeeze(-1).long() if not buffer.action_dim or _discrete(buffer) else actions,
@@ -150,18 +153,19 @@ def flatten_rollout(
     )
 
 
-def standardised(advantages: Tensor, ranks: Ranks) -> Tensor:
-    """Advantages of mean 0 and variance 1.
+def standardised(advantages: Tensor, ranks: Ranks, least: float = 0.0) -> Tensor:
+    """Advantages of mean 0 and variance 1, or less.
 
     Args:
         advantages: of a whole rollout, [N].
         ranks: the processes whose rollouts it is a part of.
+        least: what they are divided by at least.
 
     Returns:
         Shape [N].
     """
     mean, std = mean_and_std(advantages, ranks)
-    return (advantages - mean) / (std + 1e-8)
+    return (advantages - mean) / (std.clamp(min=least) + 1e-8)
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

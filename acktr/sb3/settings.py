@@ -17,6 +17,7 @@ from acktr.firstorder import Adam
 from acktr.fisher import ExactFisher, FisherSeeds, SampledFisher
 from acktr.sb3.noise import LearnedNoise, Noise
 from acktr.sb3.reuse import Reuse
+from acktr.sb3.scales import RunningScale
 from acktr.sb3.schedules import Schedule, at
 from acktr.step import Backtracking
 from acktr.trust_region import BlockMetric, ExactMetric, StepMetric
@@ -82,6 +83,9 @@ class ActorSettings:
     """Let transitions of earlier rollouts take part in each step, by their importance; None for the present one alone.
 
     For networks of the policy's own, and environments that all act by the policy itself."""
+    scale: RunningScale | None = None
+    """Divide advantages by no less than what earlier rollouts had; None divides each rollout's by its own standard
+    deviation. For an agent with `normalize_advantage`."""
     exploration_kl: Schedule = 0.0
     """Expected KL(policy ‖ drawn policy) in nats per dimension of the action, where each environment acts by weights of
     its own for a rollout, drawn around the policy's with the curvature as their precision; 0 draws none.

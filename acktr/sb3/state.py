@@ -16,6 +16,7 @@ from acktr.ranks import Ranks
 from acktr.sb3.faults import Faults
 from acktr.sb3.moments import Moments, moments_of
 from acktr.sb3.reuse import Past
+from acktr.sb3.scales import Spread
 
 
 class MisfitError(ValueError, RuntimeError):
@@ -41,6 +42,8 @@ class UpdateState:
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
         self.past = Past()
         """Rollouts that the policy's steps may use again (`acktr.sb3.reuse`)."""
+        self.spread = Spread()
+        """How large advantages have been (`acktr.sb3.scales`)."""
         self.normaliser: VecNormalize | None = None
         self.common: dict[str, Moments] = {}
         """The normaliser's moments when those of all processes were the same last."""
@@ -82,6 +85,7 @@ class UpdateState:
             "normaliser": normaliser,
             "faults": self.faults.state_dict(),
             "noise_shift": self.noise_shift,
+            "advantage_variance": self.spread.variance,
             "pasts": self._ranks.gathered(self.past.state_dict()),
         }
         return state | ({"others": generators[1:]} if generators[1:] else {})
@@ -97,6 +101,7 @@ class UpdateState:
         if "faults" in state:  # older files have none
             self.faults.load_state_dict(state["faults"])
         self.noise_shift = state.get("noise_shift", 0.0)
+        self.spread.variance = state.get("advantage_variance", 0.0)
         pasts = state.get("pasts", [])
         # Environments of other ranks are no past of this one: with another number of them it begins anew.
         self.past.load_state_dict(pasts[self._ranks.rank] if len(pasts) == self._ranks.size else [])

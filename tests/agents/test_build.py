@@ -96,8 +96,9 @@ def test_settings_reach_acktr() -> None:
 
 NAMES_OF_OURS = {"ema", "rank", "adam_rate", "damping_rule", "radius_decay", "wake_decay", "noise_decay"}
 NAMES_OF_OURS |= {"exploration_decay", "noise_min", "log_std_final", "forgiven_noise", "reused_rollouts"}
+NAMES_OF_OURS |= {"scale_decay"}
 # Noise is learned, with noise_min, or scheduled, to log_std_final, perhaps with forgiven_noise.
-NAMES_OF_THEIRS = {"noise", "reuse"}
+NAMES_OF_THEIRS = {"noise", "reuse", "scale"}
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ActorConfig, ActorSettings), (CriticConfig, CriticSettings)])
