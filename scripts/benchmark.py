@@ -209,6 +209,8 @@ def _main(argv: Sequence[str]) -> int:
     options = console.parse(_OPTIONS[name], rest, prog=f"{_PROG} {name}", about=_ABOUT[name])
     _check(options)
     report.check_folder(options.output)
+    if isinstance(options, campaign.Plan) and options.records is not None:
+        report.check_folder(options.records, "--records")
     started = datetime.now().astimezone()
     command = [*_PROG.split(), *argv]
     try:

@@ -97,7 +97,8 @@ def commits(run: Run, folder: Path) -> set[str]:
         The commits of its parts, as far as they are known.
     """
     record: Any = rundir.read_json(path_of(run, folder))
-    known = [origin.get("git_commit") for origin in record[configfiles.PROVENANCE] if isinstance(origin, dict)]
+    origins = record.get(configfiles.PROVENANCE, [])
+    known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
     return {str(commit) for commit in known if commit}
 
 

@@ -60,20 +60,21 @@ class Report:
         return "\n\n".join([*map(str, self.tables), *(["\n".join(self.notes)] if self.notes else [])])
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, option: str = "--output") -> None:
     """Make sure that a report can be written into a folder, before anything is measured for it.
 
     Args:
         folder: The folder, which may not exist yet.
+        option: What named it.
 
     Raises:
         UsageError: If something else stands in its place, or nothing can be written there.
     """
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise UsageError(f"--output {folder} cannot be a folder, because {nearest} is a file; name another")
+        raise UsageError(f"{option} {folder} cannot be a folder, because {nearest} is a file; name another")
     if not os.access(nearest, os.W_OK):
-        raise UsageError(f"--output {folder} cannot be written, because {nearest} is protected; name another")
+        raise UsageError(f"{option} {folder} cannot be written, because {nearest} is protected; name another")
 
 
 def write(report: Report, folder: Path, command: Sequence[str], now: datetime) -> Path:

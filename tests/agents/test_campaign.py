@@ -356,6 +356,15 @@ def test_the_summary_of_a_part(tmp_path: Path, stage: Stage, capsys: pytest.Capt
     assert [label for label, _ in stage.started] == []
 
 
+def test_the_door_refuses_records_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert door("--output", str(tmp_path / "runs"), "--records", str(tmp_path / "file" / "records")) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: --records {tmp_path / 'file' / 'records'} cannot be a folder")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "runs" / "CartPole-v1").exists()
+
+
 def test_the_door_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
