@@ -273,13 +273,17 @@ def mixed(wanted: Sequence[Run], kept: Path | None) -> list[str]:
     Returns:
         A line if the trained ones come from more than one commit.
     """
-    made = [
-        records.commits(each, kept) if kept and records.path_of(each, kept).exists() else outcomes.commits(each)
-        for each in wanted
-    ]
-    commits = Counter(commit for each in made for commit in each)
+    commits = Counter(commit for each in wanted for commit in _commits(each, kept))
     counted = ", ".join(f"{commit[:10]} ({count})" for commit, count in commits.most_common())
     return [f"the runs were made by {len(commits)} commits: {counted}"] if len(commits) > 1 else []
+
+
+def _commits(run: Run, kept: Path | None) -> set[str]:
+    """The commits of a run's parts, as far as they are known."""
+    recorded = kept and records.path_of(run, kept).exists()
+    parts = records.origins(run, kept) if kept and recorded else outcomes.origins(run)
+    known = [part.get("git_commit") for part in parts if isinstance(part, dict)]
+    return {str(commit) for commit in known if commit}
 
 
 def _record(wanted: Sequence[Run], plan: Plan) -> None:

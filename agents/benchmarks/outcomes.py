@@ -138,20 +138,16 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def commits(run: Run) -> set[str]:
-    """Find out which code made a run.
+def origins(run: Run) -> list[Any]:
+    """Find out where a run came from.
 
     Args:
         run: The run.
 
     Returns:
-        The commits of its parts, as far as they are known; none of a run that has not come to its end.
+        One entry for each of its parts; none of a run that has not come to its end.
     """
-    if not run.trained:
-        return set()
-    origins = configfiles.provenance(run.directory.config)
-    known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
-    return {str(commit) for commit in known if commit}
+    return configfiles.provenance(run.directory.config) if run.trained else []
 
 
 def random_score(config: RunConfig, episodes: int, path: Path) -> float:

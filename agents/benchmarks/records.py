@@ -86,20 +86,18 @@ def recorded(run: Run, folder: Path) -> Outcome | None:
         raise UsageError(f"{path} is damaged ({error}); remove it to train the run again") from None
 
 
-def commits(run: Run, folder: Path) -> set[str]:
-    """Find out which code made a recorded run.
+def origins(run: Run, folder: Path) -> list[Any]:
+    """Find out where a recorded run came from.
 
     Args:
         run: A run with a record.
         folder: The folder of the records.
 
     Returns:
-        The commits of its parts, as far as they are known.
+        One entry for each of its parts.
     """
     record: Any = rundir.read_json(path_of(run, folder))
-    origins = record.get(configfiles.PROVENANCE, [])
-    known = [origin.get("git_commit") for origin in origins if isinstance(origin, dict)]
-    return {str(commit) for commit in known if commit}
+    return list(record.get(configfiles.PROVENANCE, []))
 
 
 def _check(record: Mapping[str, Any], run: Run, path: Path) -> None:
