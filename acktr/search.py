@@ -2,7 +2,8 @@
 
 The metric predicts the KL of a step; networks are not quadratic, and blocks do not see each other. What a step really
 measures is therefore looked at now and then, by a forward pass of its own, and the ratio of measured to predicted KL is
-carried on to the predictions that follow.
+carried on to the predictions that follow, where it shortens them: a minibatch that was less far than predicted says
+nothing of the next one, which may hold the rare examples that it lacked.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Search:
             descent: which way.
             bounds: how far at most.
         """
-        scale = _longest(descent, bounds, self.ratio)
+        scale = _longest(descent, bounds, max(self.ratio, 1.0))
         torch._foreach_add_(self._leaves, list(descent.tensors.values()), alpha=scale)
         self._tell(descent, scale, float("nan"))
 

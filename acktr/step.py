@@ -45,7 +45,7 @@ class StepRule:
     """Forward passes that may rescale the step until its measured KL meets the radius; 0 trusts the prediction."""
     measure_period: int = 1
     """Steps between two that measure their KL, after the first `EAGER_PASSES`, which all do; the steps between go by
-    the last ratio of measured to predicted KL."""
+    the last ratio of measured to predicted KL where it is above 1, and by the prediction where it is not."""
     examples: int | None = None
     """Examples of the recorded batch in the exact forms; None for all. KLs are measured on all
     of it, because the rare ones count; where `observe` runs a batch in two passes, the first is the recorded one."""

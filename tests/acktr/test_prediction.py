@@ -205,6 +205,22 @@ def test_between_two_measurements_the_last_ratio_of_measured_to_predicted_counts
         assert report.kl_predicted != pytest.approx(real, rel=0.25)
 
 
+@pytest.mark.parametrize(("ratio", "counts"), [(4.0, 4.0), (0.25, 1.0)])
+def test_a_ratio_from_an_earlier_step_shortens_and_never_lengthens(ratio, counts, oracle, monkeypatch):
+    monkeypatch.setattr("acktr.optimizer.EAGER_PASSES", 1)
+    rule = StepRule(combination=None, measure_period=3)
+    optimizer, inputs = built("categorical", EKFAC(), oracle, radius=1e-6, lr=1e6, rule=rule)
+    policy_gradient(optimizer, inputs, oracle)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["natural"]["ratio"] = ratio
+    optimizer.load_state_dict(state)
+    policy_gradient(optimizer, inputs, oracle)
+    optimizer.step()
+    assert isnan(optimizer.report.kl_measured)
+    assert optimizer.report.kl_predicted == pytest.approx(1e-6 / counts, rel=1e-5)
+
+
 def test_the_measured_divergence_sees_a_log_std_that_is_a_parameter(oracle):
     network = oracle.GaussianActor((3, 2))
     network.mean.requires_grad_(False)
