@@ -112,10 +112,8 @@ def run(name: str, plan: Plan, output: Path, tell: Callable[[str], None]) -> Rep
     with claimed(output, f"another campaign is at work in {output}; wait for it, or name another --output") as lock:
         todo = [each for each in wanted if _recorded(each, plan) is None and stages.next_stage(each) is not None]
         tell(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done already")
-        try:
-            failures = crew.work(todo, plan.jobs or cores(), lock, tell)
-        finally:
-            _record(wanted, plan)
+        _record(wanted, plan)  # of those that were done without records
+        failures = crew.work(todo, plan.jobs or cores(), lock, tell, lambda done: _record([done], plan))
         return summarise(name, plan, output, wanted, failures, tell)
 
 

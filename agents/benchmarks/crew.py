@@ -55,7 +55,9 @@ class _Job:
     began: float
 
 
-def work(runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None]) -> list[Failure]:
+def work(
+    runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None], keep: Callable[[Run], None]
+) -> list[Failure]:
     """Bring runs to their end.
 
     Args:
@@ -63,6 +65,7 @@ def work(runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None])
         jobs: How many at a time, at least 1.
         lock: A file that every process holds open, so that the folder stays claimed as long as one of them lives.
         tell: Where to announce each start and end.
+        keep: Called with each run as soon as it is done, before that is announced.
 
     Returns:
         The runs that failed.
@@ -70,7 +73,7 @@ def work(runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None])
     Raises:
         Interrupted: On SIGINT or SIGTERM, after the processes have written their checkpoints.
     """
-    crew = _Crew(runs, jobs, lock, tell)
+    crew = _Crew(runs, jobs, lock, tell, keep)
     with interruption.signals() as stopper:
         try:
             while crew.busy and not stopper.wanted:
@@ -90,11 +93,18 @@ def work(runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None])
 class _Crew:
     """Who waits, who works, who failed."""
 
-    def __init__(self, runs: Sequence[Run], jobs: int, lock: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        jobs: int,
+        lock: int,
+        tell: Callable[[str], None],
+        keep: Callable[[Run], None],
+    ) -> None:
         self.failures: list[Failure] = []
         self._waiting = deque(runs)
         self._working: list[_Job] = []
-        self._jobs, self._lock, self._tell = jobs, lock, tell
+        self._jobs, self._lock, self._tell, self._keep = jobs, lock, tell, keep
 
     @property
     def busy(self) -> bool:
@@ -134,6 +144,7 @@ class _Crew:
     def _advance(self, run: Run, began: float, before: Stage | None) -> None:
         stage = next_stage(run)
         if stage is None:
+            self._keep(run)
             self._tell(f"{run.label} is done after {time.monotonic() - began:,.0f} s; {_count(self.left)} left")
         elif before is not None and stage.output == before.output:
             self._fail(run, f"it ended without a result ({run.directory.log})")

@@ -71,7 +71,7 @@ def work(runs: list[Run], output: Path, jobs: int = 2) -> tuple[list[crew.Failur
     told: list[str] = []
     output.mkdir(exist_ok=True)
     with claimed(output, "busy") as lock:
-        return crew.work(runs, jobs, lock, told.append), told
+        return crew.work(runs, jobs, lock, told.append, lambda run: None), told
 
 
 FIRST, SECOND, PEER = "acktr on CartPole-v1, seed 0", "acktr on CartPole-v1, seed 1", "ppo on CartPole-v1, seed 0"
@@ -255,9 +255,15 @@ def test_runs_of_several_commits_are_told(tmp_path: Path) -> None:
 
 def test_records_stand_for_runs_that_are_gone(tmp_path: Path, stage: Stage) -> None:
     kept = tmp_path / "records"
-    plan, told = replace(SMALL, records=kept, jobs=2), []
+    plan, told, at_announcements = replace(SMALL, records=kept, jobs=2), [], []
+
+    def tell(line: str) -> None:
+        if " is done after " in line:
+            at_announcements.append(len(list(kept.rglob("seed-*"))))
+
     stage.plays = {SECOND: "fail"}
-    there = campaign.run("mujoco", plan, tmp_path / "first", told.append)
+    there = campaign.run("mujoco", plan, tmp_path / "first", tell)
+    assert at_announcements == [1, 2]  # a machine that goes away in the midst of a campaign loses what is under way
     assert sorted(path.relative_to(kept).as_posix() for path in kept.rglob("seed-*")) == [
         "CartPole-v1/acktr/seed-0.json",
         "CartPole-v1/ppo/seed-0.json",
