@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,11 +59,19 @@ class _Affine:
         return torch.addmm(moved, tangent, self.module.weight.mT)  # type: ignore[arg-type]
 
 
+def _tanh(values: Tensor) -> Tensor:
+    # Of a small network's passes torch's tanh is a quarter: on a processor numpy's takes a tenth of the time, at the
+    # price of a last digit.
+    if values.requires_grad or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return torch.tanh(values)
+    return torch.from_numpy(np.tanh(values.numpy()))
+
+
 class _Elementwise:
     """Its Jacobian is diagonal, so that backwards and along a step it is the same product."""
 
     rules: ClassVar[dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]]] = {
-        nn.Tanh: (torch.tanh, torch.ops.aten.tanh_backward),
+        nn.Tanh: (_tanh, torch.ops.aten.tanh_backward),
         nn.Sigmoid: (torch.sigmoid, torch.ops.aten.sigmoid_backward),
         nn.ReLU: (torch.relu, lambda grads, outputs: torch.ops.aten.threshold_backward(grads, outputs, 0)),
     }

@@ -126,7 +126,7 @@ class Draws(Passes):
         drawn = []
         for _ in range(samples):
             with self._moved(self._noise(generator)):
-                drawn.append(self._outputs(args))
+                drawn.append(self.outputs(*args))
         return tuple(torch.stack(output) for output in zip(*drawn, strict=True))
 
     @torch.no_grad()

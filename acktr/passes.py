@@ -268,7 +268,15 @@ class Passes:
         with still(self.network, record.draws):
             return outputs_of(self.network(*record.args))
 
-    def _outputs(self, args: tuple[Any, ...]) -> Outputs:
+    def outputs(self, *args: Any) -> Outputs:
+        """What the network returns; nothing is recorded, and a plain chain of layers is run as one.
+
+        Args:
+            args: what the network is called with.
+
+        Returns:
+            As a tuple.
+        """
         if self._chain is not None and self._chain.takes(args):
             return self._chain.outputs(*args)
         return outputs_of(self.network(*args))

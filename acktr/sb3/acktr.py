@@ -225,7 +225,7 @@ class ACKTR(OnPolicyAlgorithm):
         """
         if self._joint_network is not None:
             return (outputs or self._joint_network.forward(observations))[-1]
-        return self._critic_network.forward(observations)
+        return self.critic_optimizer.outputs(observations)[0]
 
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""

@@ -149,7 +149,7 @@ def weighed(agent: ACKTR, earlier: Collected, reuse: Reuse) -> Rollout:
     actions = time_major(earlier.actions, agent.device)
     if isinstance(agent.action_space, spaces.Discrete):
         actions = actions.squeeze(-1).long()
-    outputs = agent.policy_part(agent.acting_network(observations))
+    outputs = agent.policy_part(agent.actor_optimizer.outputs(observations))
     log_probs = agent.action_likelihood.log_prob(outputs, (actions,))
     ratios = (log_probs - time_major(earlier.log_probs, agent.device)).exp()
     shape = earlier.rewards.shape

@@ -75,6 +75,27 @@ def test_the_parameters_gradient_is_autograds_in_parts_too():
         torch.testing.assert_close(p.grad, grad, **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+@torch.no_grad()
+def test_links_apply_the_function_of_their_module(activation, dtype):
+    network = nn.Sequential(nn.Linear(3, 50), activation()).to(dtype)
+    x = 5 * torch.randn(200, 3).to(dtype)
+    (found,) = chain_of(network).outputs(x)
+    assert found.dtype == dtype
+    # Two ways to a tanh may end two roundings apart, never more.
+    torch.testing.assert_close(found, network(x), rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_a_chain_that_is_run_with_gradients_on_has_them():
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x = torch.randn(6, 3).double()
+    (found,) = chain_of(network).outputs(x)
+    wanted = torch.autograd.grad(network(x).square().sum(), network.parameters())
+    for one, other in zip(torch.autograd.grad(found.square().sum(), network.parameters()), wanted, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
 @pytest.mark.parametrize("moving", [None, "0.weight", "2.bias", "4.weight"])
 def test_the_outputs_change_along_a_step_as_forward_mode_says(activation, moving):
