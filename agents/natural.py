@@ -115,6 +115,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         refresh_period=config.refresh_period,
         n_epochs=config.n_epochs,
         n_minibatches=config.n_minibatches,
+        averaged=config.averaged,
     )
 
 

@@ -56,6 +56,7 @@ _RANGES: dict[str, _Range] = {
     "period": _NON_NEGATIVE,
     "ema": _SHARE_BELOW_1,
     "wake_decay": _SHARE_BELOW_1,
+    "averaged": _SHARE,
     # Infinite damping is a meaning of its own: a plain gradient step.
     "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,

@@ -184,3 +184,5 @@ class CriticConfig:
     """Passes over each rollout."""
     n_minibatches: int
     """Steps per pass."""
+    averaged: float
+    """Share of a rollout's steps, its last ones, over whose parameters the value ends as the mean."""

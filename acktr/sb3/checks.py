@@ -159,6 +159,9 @@ def check_settings(name: str, settings: ActorSettings | CriticSettings) -> None:
         few = getattr(settings, field)
         if few is not None and not few >= 1:
             raise ValueError(f"{name}.{field} must be at least 1, or None for the whole batch, got {few}")
+    averaged = getattr(settings, "averaged", 0.0)
+    if not 0 <= averaged <= 1:
+        raise ValueError(f"{name}.averaged must be between 0 and 1, got {averaged}")
 
 
 def check_actor(settings: ActorSettings) -> None:

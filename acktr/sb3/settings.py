@@ -155,6 +155,9 @@ class CriticSettings:
     """Passes over each rollout."""
     n_minibatches: int = 4
     """Steps per pass."""
+    averaged: float = 0.0
+    """Share of a rollout's steps, its last ones, over whose parameters the value ends as the mean; 0 for where the last
+    step led."""
 
 
 def usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorCriticPolicy]) -> ActorSettings:

@@ -68,6 +68,35 @@ class StepLog:
         }
 
 
+class _Average:
+    """The mean of where a rollout's last steps led (Polyak & Juditsky 1992).
+
+    Steps to the minimum of one minibatch after the other move about the rollout's own; their mean is nearer to it.
+
+    Args:
+        parameters: that move.
+        steps: how many, the last ones; 0 for none, which leaves everything where the last step led.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], steps: int) -> None:
+        self._parameters, self._steps = list(parameters), steps
+        self._sums = [torch.zeros_like(p) for p in self._parameters] if steps else []
+
+    def take(self, left: int) -> None:
+        """Count a step in, if it is one of the last.
+
+        Args:
+            left: steps from it to the end, itself included.
+        """
+        if left <= self._steps:
+            torch._foreach_add_(self._sums, self._parameters)
+
+    def put(self) -> None:
+        """Move the parameters to the mean."""
+        if self._steps:
+            torch._foreach_copy_(self._parameters, torch._foreach_div(self._sums, self._steps))
+
+
 def _mean(numbers: Iterable[float]) -> float:
     known = [number for number in numbers if not isnan(number)]
     return fmean(known) if known else nan
@@ -138,7 +167,9 @@ def critic_steps(
     # With seeds of ones the objective's output gradient is the residual times the seed.
     whole = settings.curvature_examples is None and isinstance(settings.fisher, ExactFisher)
     one_pass = whole and isinstance(optimizer, NaturalGradient)
-    for rows in rollout.orders(settings.n_epochs, settings.n_minibatches, generator):
+    orders = list(rollout.orders(settings.n_epochs, settings.n_minibatches, generator))
+    average = _Average(optimizer.parameters.values(), round(settings.averaged * len(orders)))
+    for left, rows in zip(range(len(orders), 0, -1), orders, strict=True):
         observations, returns = take_rows(rollout.observations, rows), rollout.returns[rows]
         if one_pass and optimizer.statistics_due:
             residual = optimizer.run(observations).outputs[0] - returns
@@ -151,6 +182,8 @@ def critic_steps(
         optimizer.param_groups[0]["radius"] = radius * max(loss, 1e-12)
         optimizer.descend(_squared_error(returns))
         log.add(optimizer.report, loss)
+        average.take(left)
+    average.put()
     return log
 
 

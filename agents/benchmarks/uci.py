@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -59,8 +60,8 @@ PUBLISHED = {
 class Recipe:
     """How a network is fitted: one hidden layer of ReLUs, Gaussian noise of learned precision."""
 
-    epochs: int = 200
-    """Passes over the training part."""
+    steps: int = 20_000
+    """As many for every set: a small one needs them as much as a large one."""
     batch: int = 32
     """Examples per step."""
     hidden: int = 50
@@ -97,8 +98,8 @@ class Plan:
     """Methods to fit them with."""
     splits: int = 3
     """Random divisions into 90 % for training and 10 % for the test (published: ten)."""
-    epochs: int = Recipe.epochs
-    """Passes over the training part."""
+    steps: int = Recipe.steps
+    """Steps of each fit."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Report:
         note = f"no --data was given: {GENERATED} was generated and stands for the UCI sets"
     else:
         sets, note = plan.sets, f"data read from {plan.data}"
-    rows = measure(plan.data, sets, plan.methods, plan.splits, Recipe(epochs=plan.epochs), tell)
+    rows = measure(plan.data, sets, plan.methods, plan.splits, Recipe(steps=plan.steps), tell)
     tables = [table_of(name, [row for row in rows if row.set == name]) for name in sets]
     results = {"rows": [asdict(row) for row in rows]}
     return Report("uci", vars(plan), tables, results, [note], {".csv": as_csv(rows)})
@@ -197,14 +198,18 @@ def fit(split: Split, method: str, recipe: Recipe, seed: int) -> tuple[float, fl
     network = nn.Sequential(nn.Linear(width, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, 1), nn.Flatten(0))
     precision = GammaPrecision(examples)
     optimizer = _optimizer(network, method, recipe, examples, seed)
-    batches = -(-examples // recipe.batch)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=recipe.epochs * batches)
-    for _ in range(recipe.epochs):
-        for rows in torch.randperm(examples).chunk(batches):
-            _step(optimizer, precision, split.inputs[rows], split.targets[rows], recipe.particles)
-            falling.step()
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=recipe.steps)
+    for rows in islice(_batches(examples, recipe.batch), recipe.steps):
+        _step(optimizer, precision, split.inputs[rows], split.targets[rows], recipe.particles)
+        falling.step()
     (values,) = optimizer.predict(split.test_inputs, samples=recipe.samples)
     return split.rmse(values.mean(0)), split.log_likelihood(precision.log_prob(values, split.test_targets))
+
+
+def _batches(examples: int, size: int) -> Iterator[torch.Tensor]:
+    """Shuffled rows without end, each once per pass."""
+    while True:
+        yield from torch.randperm(examples).chunk(-(-examples // size))
 
 
 def _optimizer(

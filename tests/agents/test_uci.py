@@ -81,18 +81,18 @@ def test_friedman_s_set_depends_on_five_inputs() -> None:
 @pytest.mark.parametrize("method", uci.METHODS)
 def test_every_method_fits(method: str, tmp_path: Path) -> None:
     (split,) = regression.splits(regression.load("yacht", folder_of(tmp_path, rows=120)), 1)
-    untrained = uci.fit(split, method, uci.Recipe(epochs=1, samples=20), 0)
-    fitted = uci.fit(split, method, uci.Recipe(epochs=60, samples=20), 0)
+    untrained = uci.fit(split, method, uci.Recipe(steps=2, samples=20), 0)
+    fitted = uci.fit(split, method, uci.Recipe(steps=300, samples=20), 0)
     assert fitted[0] < 0.5 * split.rmse(torch.zeros(len(split.test_targets)))
     assert fitted[0] < untrained[0]
     assert fitted[1] > untrained[1]
-    assert uci.fit(split, method, uci.Recipe(epochs=1, samples=20), 0) == untrained
+    assert uci.fit(split, method, uci.Recipe(steps=2, samples=20), 0) == untrained
 
 
 def test_the_report_says_what_data_it_is_of(tmp_path: Path) -> None:
     folder_of(tmp_path)
     told: list[str] = []
-    plan = uci.Plan(data=tmp_path, sets=("yacht",), methods=("noisy-kfac", "bayes-by-backprop"), splits=2, epochs=1)
+    plan = uci.Plan(data=tmp_path, sets=("yacht",), methods=("noisy-kfac", "bayes-by-backprop"), splits=2, steps=2)
     report = uci.run(plan, told.append)
     assert len(told) == 4
     (table,) = report.tables
@@ -103,6 +103,6 @@ def test_the_report_says_what_data_it_is_of(tmp_path: Path) -> None:
     assert [row["split"] for row in rows] == ["0", "0", "1", "1"]
     assert float(rows[0]["rmse"]) > 0
     assert str(tmp_path) in report.notes[0]
-    generated = uci.run(uci.Plan(methods=("noisy-adam",), splits=1, epochs=1), told.append)
+    generated = uci.run(uci.Plan(methods=("noisy-adam",), splits=1, steps=2), told.append)
     assert "was generated" in generated.notes[0]
     assert "friedman1" in str(generated)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator
 
 from acktr.likelihood import Categorical
-from acktr.sb3 import ActorSettings
+from acktr.sb3 import ActorSettings, CriticSettings
 from acktr.sb3.networks import ActorNetwork, action_likelihood
 from acktr.sb3.rollout import Rollout, flatten_rollout, policy_loss
 from tests.sb3.worlds import BOX, PLANE, TURNS, collected, noise, observed_steps, small_agent, vectorised
@@ -122,3 +122,30 @@ def test_the_rollouts_distance_stays_near_its_limit(action_space):
     distance = divergence.reshape(len(rollout), -1).sum(-1).mean().item()
     assert limit < distance < 4 * limit
     assert 1 < len(steps) < 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_value_ends_as_the_mean_over_its_last_steps(share):
+    critic = CriticSettings(n_epochs=3, n_minibatches=2, averaged=share)
+    agent = collected(small_agent("MlpPolicy", vectorised(noise()), critic=critic))
+    optimizer, led = agent.critic_optimizer, []
+    step = optimizer.descend
+
+    def watched(*args):
+        step(*args)
+        led.append([p.clone() for p in optimizer.parameters.values()])
+
+    optimizer.descend = watched
+    agent.train()
+    assert len(led) == 6
+    last = led[-max(1, round(share * 6)) :]
+    for now, *each in zip(optimizer.parameters.values(), *last, strict=True):
+        torch.testing.assert_close(now.detach(), torch.stack(each).mean(0))
+    at_the_end = all(map(torch.equal, optimizer.parameters.values(), led[-1]))
+    assert at_the_end == (share == 0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_mean_is_over_a_share_of_the_steps(share):
+    with pytest.raises(ValueError, match="averaged must be between 0 and 1"):
+        small_agent("MlpPolicy", vectorised(noise()), critic=CriticSettings(averaged=share))
