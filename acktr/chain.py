@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,11 +59,11 @@ class _Affine:
 
 
 def _tanh(values: Tensor) -> Tensor:
-    # Of a small network's passes torch's tanh is a quarter: on a processor numpy's takes a tenth of the time, at the
-    # price of a last digit.
-    if values.requires_grad or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    # Of a small network's passes on a processor torch's tanh would be a quarter. 2σ(2x) − 1 is the same function in a
+    # quarter of its time, and off by 2e-7 at most.
+    if values.requires_grad or values.device.type != "cpu" or values.dtype != torch.float32:
         return torch.tanh(values)
-    return torch.from_numpy(np.tanh(values.numpy()))
+    return torch.sigmoid(2 * values).mul_(2).sub_(1)
 
 
 class _Elementwise:

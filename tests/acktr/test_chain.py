@@ -83,8 +83,8 @@ def test_links_apply_the_function_of_their_module(activation, dtype):
     x = 5 * torch.randn(200, 3).to(dtype)
     (found,) = chain_of(network).outputs(x)
     assert found.dtype == dtype
-    # Two ways to a tanh may end two roundings apart, never more.
-    torch.testing.assert_close(found, network(x), rtol=2 * torch.finfo(dtype).eps, atol=0)
+    # In float32 a tanh goes by the sigmoid, whose last digit at 1 is near 0 all there is.
+    torch.testing.assert_close(found, network(x), rtol=0, atol=2e-7 if dtype == torch.float32 else 0)
 
 
 def test_a_chain_that_is_run_with_gradients_on_has_them():
