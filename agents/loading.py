@@ -15,6 +15,10 @@ from agents import build, checkpoint, configfiles, rundir
 from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.ranges import check
+from envs.catalogue import PIXELS
+
+MANY = 50
+"""Environments of an evaluation, where they cost little."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,15 @@ def evaluation_envs(episodes: int, seed: int) -> Callable[[RunConfig], VecEnv]:
     """
 
     def make(config: RunConfig) -> VecEnv:
-        count = min(episodes, config.env.n_envs)
-        return envs.make(config.env_id, count, seed=seed, options=config.env.options.for_evaluation())
+        most = max(config.env.n_envs, MANY) if _are_light(config) else config.env.n_envs
+        return envs.make(config.env_id, min(episodes, most), seed=seed, options=config.env.options.for_evaluation())
 
     return make
+
+
+def _are_light(config: RunConfig) -> bool:
+    """Whether environments are made in no time, and one step of many costs hardly more than one step of a few."""
+    return config.env.options.backend == "native" and not config.env_id.startswith(PIXELS)
 
 
 def video_env(seed: int) -> Callable[[RunConfig], VecEnv]:

@@ -1,3 +1,5 @@
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,6 +8,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents import configfiles, loading
 from agents.errors import UsageError
 from agents.evaluation import evaluate, quota
 
@@ -93,3 +96,13 @@ def test_seeds_are_fixed_and_training_is_left_alone() -> None:
     evaluate(Sleeper(), env, 1, seed=11)
     assert torch.rand(1) == expected
     assert env.seeds == [11]
+
+
+@pytest.mark.parametrize(
+    ("backend", "episodes", "expected"), [("native", 100, 50), ("native", 3, 3), ("gymnasium", 100, 8)]
+)
+def test_an_evaluation_has_many_environments_where_they_cost_little(backend: str, episodes: int, expected: int) -> None:
+    config = configfiles.shipped("InvertedPendulum-v5")
+    config = replace(config, env=replace(config.env, options=replace(config.env.options, backend=backend)))
+    with closing(loading.evaluation_envs(episodes, 0)(config)) as venv:
+        assert venv.num_envs == expected
