@@ -24,7 +24,7 @@ def test_a_time_limit_is_no_death(ends):
     agent = small_agent("MlpPolicy", vectorised(lambda: Ones(8, ends), 4), gamma=0.9, n_steps=32, learning_rate=100.0)
     agent.learn(15 * 128)
     values = []
-    for _ in range(10):  # the critic cannot tell how long is left to live, and steps to and fro
+    for _ in range(40):  # the critic cannot tell how long is left to live, and steps to and fro
         agent.learn(128, reset_num_timesteps=False)
         values.append(agent.policy.predict_values(torch.ones(1, 1)).item())
     value = np.mean(values)

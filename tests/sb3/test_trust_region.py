@@ -142,10 +142,10 @@ def test_trpo_s_steps_lower_the_loss_within_the_radius_or_are_not_taken(world):
     steps, descend, losses = observed_steps(agent.actor_optimizer), agent.actor_optimizer.descend, []
 
     def watched(loss):
-        outputs = agent.actor_optimizer._outputs(agent.actor_optimizer._capture.last.args)
+        outputs = agent.actor_optimizer.outputs(*agent.actor_optimizer._capture.last.args)
         before = float(loss(outputs))
         descend(loss)
-        losses.append((before, float(loss(agent.actor_optimizer._outputs(agent.actor_optimizer._capture.last.args)))))
+        losses.append((before, float(loss(agent.actor_optimizer.outputs(*agent.actor_optimizer._capture.last.args)))))
 
     agent.actor_optimizer.descend = watched
     agent.learn(6 * 32 * agent.n_envs)
