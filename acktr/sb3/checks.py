@@ -88,6 +88,7 @@ def check_setup(agent: ACKTR) -> None:
     for name, settings in (("actor", agent.actor), ("critic", agent.critic)):
         check_settings(name, settings)
     check_actor(agent.actor)
+    check_critic(agent.critic)
     if agent.actor.scale is not None and not agent.normalize_advantage:
         raise ValueError("actor.scale has no say without normalize_advantage; set that True, or scale None")
     rate = at(agent.learning_rate, 1.0)
@@ -159,9 +160,19 @@ def check_settings(name: str, settings: ActorSettings | CriticSettings) -> None:
         few = getattr(settings, field)
         if few is not None and not few >= 1:
             raise ValueError(f"{name}.{field} must be at least 1, or None for the whole batch, got {few}")
-    averaged = getattr(settings, "averaged", 0.0)
-    if not 0 <= averaged <= 1:
-        raise ValueError(f"{name}.averaged must be between 0 and 1, got {averaged}")
+
+
+def check_critic(settings: CriticSettings) -> None:
+    """Hold what the critic has for itself against its ranges.
+
+    Args:
+        settings: the settings.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    if not 0 <= settings.averaged <= 1:
+        raise ValueError(f"critic.averaged must be between 0 and 1, got {settings.averaged}")
 
 
 def check_actor(settings: ActorSettings) -> None:
