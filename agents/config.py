@@ -93,8 +93,14 @@ class AcktrConfig:
     """Steps of each environment per rollout."""
     gamma: float
     """Discount."""
+    gamma_init: float | None
+    """Discount at the start of training; null for gamma from the start."""
     gae_lambda: float
     """Decay of generalised advantage estimation."""
+    gae_lambda_init: float | None
+    """That decay at the start of training; null for gae_lambda from the start."""
+    horizon_share: float
+    """Share of training after which gamma_init and gae_lambda_init have come to gamma and gae_lambda."""
     ent_coef: float
     """Weight of the entropy bonus."""
     vf_coef: float

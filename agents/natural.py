@@ -23,7 +23,7 @@ from acktr.wake import WakeQ, WakeQE, WakeRule, WakeSO
 from agents.config import AcktrConfig, RanksConfig
 from agents.curvatures import curvature_of
 from agents.errors import UsageError
-from agents.schedules import schedule
+from agents.schedules import nearing, schedule
 from agents.stepconfig import ActorConfig, CriticConfig
 
 
@@ -42,6 +42,11 @@ def make_acktr(config: AcktrConfig, common: dict[str, Any], ranks: RanksConfig |
     if ranks is not None:
         actor = replace(actor, curvature=_shared(actor.curvature, ranks))
         critic = replace(critic, curvature=_shared(critic.curvature, ranks))
+    horizon = {
+        "gamma": nearing(config.gamma_init, config.gamma, config.horizon_share),
+        "gae_lambda": nearing(config.gae_lambda_init, config.gae_lambda, config.horizon_share),
+    }
+    common = common | horizon
     return ACKTR(actor=actor, critic=critic, joint_step=config.joint_step, precision=config.precision, **common)
 
 

@@ -40,7 +40,7 @@ from acktr.sb3.networks import (
 from acktr.sb3.ranks import part_of, ranks_here
 from acktr.sb3.reuse import with_past
 from acktr.sb3.rollout import Rollout, flatten_rollout
-from acktr.sb3.schedules import Schedule, at
+from acktr.sb3.schedules import Schedule, at, functions
 from acktr.sb3.settings import ActorSettings, CriticSettings, usual_actor
 from acktr.sb3.state import MisfitError, UpdateState
 from acktr.sb3.stepper import stepper_of
@@ -63,8 +63,8 @@ class ACKTR(OnPolicyAlgorithm):
         learning_rate: η_max, largest multiple of the natural gradient; a number or a function of the remaining
             progress. The trust region usually decides before it.
         n_steps: steps per environment and rollout.
-        gamma: discount, in [0, 1].
-        gae_lambda: GAE's λ, in [0, 1]: 0 trusts the critic, 1 the returns.
+        gamma: discount, in [0, 1]; a number or a function of the remaining progress.
+        gae_lambda: GAE's λ, in [0, 1], likewise: 0 trusts the critic, 1 the returns.
         ent_coef: weight of the entropy bonus, ≥ 0.
         vf_coef: weight of the value in a shared trunk's objective, > 0; no effect on networks with steps of their own.
         normalize_advantage: whether advantages get mean 0 and variance 1 over each rollout.
@@ -99,8 +99,8 @@ class ACKTR(OnPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: Schedule = 1.0,
         n_steps: int = 256,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
+        gamma: Schedule = 0.99,
+        gae_lambda: Schedule = 0.95,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         normalize_advantage: bool = True,
@@ -118,6 +118,7 @@ class ACKTR(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         check_numbers(n_steps, gamma, gae_lambda, ent_coef, vf_coef, max_faults)
+        self.discounting = functions(gamma=gamma, gae_lambda=gae_lambda)
         self.max_faults, self.ranks = max_faults, ranks_here()
         self.normalize_advantage, self.precision = normalize_advantage, precision
         self.joint_step = joint_step
@@ -127,8 +128,8 @@ class ACKTR(OnPolicyAlgorithm):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
+            gamma=at(gamma, 1.0),
+            gae_lambda=at(gae_lambda, 1.0),
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=float("inf"),

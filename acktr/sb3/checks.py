@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
 from acktr.sb3.scales import RunningScale
-from acktr.sb3.schedules import at
+from acktr.sb3.schedules import Schedule, at
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
 if TYPE_CHECKING:
@@ -23,20 +23,20 @@ _SMALL_RATE = 0.01
 gradient."""
 _ALIKE = (
     *("n_steps", "gamma", "gae_lambda", "ent_coef", "vf_coef", "normalize_advantage", "joint_step", "precision"),
-    *("actor", "critic", "seed", "max_faults", "observation_space", "action_space"),
+    *("discounting", "actor", "critic", "seed", "max_faults", "observation_space", "action_space"),
 )
 """What all processes have to be told alike."""
 
 
 def check_numbers(
-    n_steps: int, gamma: float, gae_lambda: float, ent_coef: float, vf_coef: float, max_faults: int
+    n_steps: int, gamma: Schedule, gae_lambda: Schedule, ent_coef: float, vf_coef: float, max_faults: int
 ) -> None:
     """Hold the agent's numbers against their ranges.
 
     Args:
         n_steps: at least 1.
-        gamma: in [0, 1].
-        gae_lambda: in [0, 1].
+        gamma: in [0, 1], at the start and at the end.
+        gae_lambda: likewise.
         ent_coef: at least 0, finite.
         vf_coef: positive, finite.
         max_faults: at least 1.
@@ -47,9 +47,10 @@ def check_numbers(
     for name, count in (("n_steps", n_steps), ("max_faults", max_faults)):
         if not count >= 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    for name, share in (("gamma", gamma), ("gae_lambda", gae_lambda)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {share}")
+    for name, schedule in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+        for share in (at(schedule, 1.0), at(schedule, 0.0)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {share}")
     if not 0 <= ent_coef < float("inf"):
         raise ValueError(f"ent_coef must be at least 0 and finite, got {ent_coef}")
     if not 0 < vf_coef < float("inf"):

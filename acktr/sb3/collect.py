@@ -27,6 +27,7 @@ from acktr.sb3.acting import RolloutActor
 from acktr.sb3.meeting import Meeting, meeting_of
 from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import check_finite, time_major
+from acktr.sb3.schedules import look_ahead
 from acktr.sb3.watch import BROKEN_POLICY, Watch
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
         Whether the buffer is full; False if the callback stopped it.
     """
     agent.policy.set_training_mode(False)
+    look_ahead(agent, rollout_buffer)
     rollout_buffer.reset()
     callback.on_rollout_start()
     if agent.exploration is not None:

@@ -41,7 +41,7 @@ from agents.config import RunConfig
 from agents.errors import UsageError
 from agents.natural import actor_settings
 from agents.networks import NatureCNN
-from agents.schedules import schedule
+from agents.schedules import nearing, schedule
 from agents.stepconfig import ActorConfig, CriticConfig, Curvature
 
 
@@ -360,6 +360,24 @@ def test_schedules() -> None:
     assert schedule(0.3, "constant") == pytest.approx(0.3)
     assert schedule(0.3, "linear")(0.5) == pytest.approx(0.15)
     assert [schedule(0.3, "late")(left) for left in (1.0, 0.2, 0.1, 0.0)] == pytest.approx([0.3, 0.3, 0.15, 0.0])
+
+
+def test_a_horizon_moves_by_equal_factors_and_then_stays() -> None:
+    discount = nearing(0.9999, 0.99, 0.2)
+    horizons = [1 / (1 - discount(left)) for left in (1.0, 0.9, 0.8, 0.5, 0.0)]
+    assert horizons == pytest.approx([10_000, 1_000, 100, 100, 100])
+    assert nearing(None, 0.99, 0.2) == pytest.approx(0.99)
+
+
+def test_a_first_discount_reaches_acktr() -> None:
+    run = config("acktr")
+    learner = replace(run.acktr, gamma=0.9, gamma_init=0.99, gae_lambda_init=0.99, horizon_share=0.5)
+    agent: Any = build.make_agent(replace(run, acktr=learner), still(VECTOR))
+    assert {name: (f.first, f.last, f.share) for name, f in agent.discounting.items()} == {
+        "gamma": (0.99, 0.9, 0.5),
+        "gae_lambda": (0.99, run.acktr.gae_lambda, 0.5),
+    }
+    assert build.make_agent(run, still(VECTOR)).discounting == {}, "without first values nothing is scheduled"
 
 
 def test_python_s_default_for_images_is_the_shipped_configuration() -> None:

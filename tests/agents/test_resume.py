@@ -33,7 +33,9 @@ def tiny(algorithm: Any = "acktr", env_id: str = "CartPole-v1") -> RunConfig:
         env=replace(run.env, n_envs=2),
         evaluation=replace(run.evaluation, episodes=2, period=128),
         checkpoint=replace(run.checkpoint, period=64, keep=2),
-        acktr=replace(run.acktr, n_steps=32, learning_rate_decay="linear", actor=actor),
+        acktr=replace(
+            run.acktr, n_steps=32, learning_rate_decay="linear", gamma_init=0.9, horizon_share=1.0, actor=actor
+        ),
         ppo=replace(run.ppo, n_steps=32, n_minibatches=2, n_epochs=2, learning_rate_decay="linear"),
         a2c=replace(run.a2c, n_steps=4),
     )

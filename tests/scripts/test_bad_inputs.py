@@ -77,6 +77,8 @@ COMMANDS = [
     ("train CartPole-v1 --checkpoint.period -2", "-2"),
     ("train CartPole-v1 --acktr.gamma 1.01", "1.01"),
     ("train CartPole-v1 --acktr.gamma nan", "nan"),
+    ("train CartPole-v1 --acktr.gamma-init 1.01", "acktr.gamma_init must be between 0 and 1, got 1.01"),
+    ("train CartPole-v1 --acktr.horizon-share 0", "acktr.horizon_share must be above 0 and at most 1, got 0"),
     ("train CartPole-v1 --acktr.learning-rate inf", "inf"),
     ("train CartPole-v1 --acktr.actor.radius 0", "acktr.actor.radius"),
     ("train CartPole-v1 --acktr.actor.damping -1", "acktr.actor.damping"),
