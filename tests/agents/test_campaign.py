@@ -95,16 +95,16 @@ def test_a_plan_lists_each_run_once_seed_by_seed(tmp_path: Path) -> None:
 
 def test_a_training_command_says_what_the_plan_means(tmp_path: Path) -> None:
     common = configfiles.CONFIGS / "mujoco.yaml"
-    plan = replace(SMALL, environments=("Swimmer-v5", "ALE/Pong-v5"), acktr_config=common, seeds=1)
+    plan = replace(SMALL, environments=("Pendulum-v1", "ALE/Pong-v5"), acktr_config=common, seeds=1)
     for run in campaign.runs_of(plan, tmp_path):
         arguments = train._parse(stages.train_command(run, resume=False)[3:])
         assert arguments.run == run.config
         assert arguments.run_dir == run.directory.path
     runs = {(r.config.env_id, r.config.algorithm): r for r in campaign.runs_of(plan, tmp_path)}
     # The one file is ACKTR's; the peers keep theirs.
-    ours, peer = configfiles.shipped("Swimmer-v5"), configfiles.shipped("Swimmer-v5", "ppo")
-    assert runs["Swimmer-v5", "acktr"].config.acktr == configfiles.load(common).acktr != ours.acktr
-    assert runs["Swimmer-v5", "ppo"].config.ppo == peer.ppo != configfiles.load(common).ppo
+    ours, peer = configfiles.shipped("Pendulum-v1"), configfiles.shipped("ALE/Pong-v5", "ppo")
+    assert runs["Pendulum-v1", "acktr"].config.acktr == configfiles.load(common).acktr != ours.acktr
+    assert runs["ALE/Pong-v5", "ppo"].config.ppo == peer.ppo != configfiles.load(common).ppo
     assert runs["ALE/Pong-v5", "ppo"].config.env.options.atari.threads == 1
 
 

@@ -17,7 +17,7 @@ EXAMPLES = {
     "InvertedDoublePendulum-v5": "mujoco.yaml",
     "InvertedPendulum-v5": "mujoco.yaml",
     "Reacher-v5": "mujoco.yaml",
-    "Swimmer-v5": "swimmer.yaml",
+    "Swimmer-v5": "mujoco.yaml",
     "Ant-v5": "mujoco.yaml",
     "ALE/Pong-v5": "atari.yaml",
     "pixels/Reacher-v5": "pixels_reacher.yaml",
