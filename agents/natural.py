@@ -121,6 +121,7 @@ def critic_settings(config: CriticConfig) -> CriticSettings:
         n_epochs=config.n_epochs,
         n_minibatches=config.n_minibatches,
         averaged=config.averaged,
+        renewed_at=config.renewed_at,
     )
 
 

@@ -44,6 +44,7 @@ _NON_NEGATIVE: _Range = (lambda x: 0 <= x < math.inf, "at least 0")
 _FINITE: _Range = (math.isfinite, "finite")
 _SHARE: _Range = (lambda x: 0 <= x <= 1, "between 0 and 1")
 _SHARE_BELOW_1: _Range = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_SOME_SHARE: _Range = (lambda x: 0 < x <= 1, "above 0 and at most 1")
 _OPEN_SHARE: _Range = (lambda x: 0 < x < 1, "between 0 and 1, and neither")
 _RANGES: dict[str, _Range] = {
     "seed": (lambda x: 0 <= x < 2**31, "between 0 and 2147483647"),
@@ -57,6 +58,7 @@ _RANGES: dict[str, _Range] = {
     "ema": _SHARE_BELOW_1,
     "wake_decay": _SHARE_BELOW_1,
     "averaged": _SHARE,
+    "renewed_at": _SOME_SHARE,
     # Infinite damping is a meaning of its own: a plain gradient step.
     "damping": (lambda x: x > 0, "positive"),
     "momentum": _SHARE_BELOW_1,
@@ -68,7 +70,7 @@ _RANGES: dict[str, _Range] = {
     "gae_lambda": _SHARE,
     "gamma_init": _SHARE,
     "gae_lambda_init": _SHARE,
-    "horizon_share": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "horizon_share": _SOME_SHARE,
     "ent_coef": _NON_NEGATIVE,
     "cg_damping": _NON_NEGATIVE,
     "line_search_shrinking_factor": _OPEN_SHARE,

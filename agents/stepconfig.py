@@ -186,3 +186,5 @@ class CriticConfig:
     """Steps per pass."""
     averaged: float
     """Share of a rollout's steps, its last ones, over whose parameters the value ends as the mean."""
+    renewed_at: float | None
+    """Share of training after which the value begins anew from its first parameters; null for never."""

@@ -174,6 +174,10 @@ def check_critic(settings: CriticSettings) -> None:
     """
     if not 0 <= settings.averaged <= 1:
         raise ValueError(f"critic.averaged must be between 0 and 1, got {settings.averaged}")
+    if settings.renewed_at is not None and not 0 < settings.renewed_at <= 1:
+        raise ValueError(
+            f"critic.renewed_at must be above 0 and at most 1, or None for never, got {settings.renewed_at}"
+        )
 
 
 def check_actor(settings: ActorSettings) -> None:

@@ -158,6 +158,8 @@ class CriticSettings:
     averaged: float = 0.0
     """Share of a rollout's steps, its last ones, over whose parameters the value ends as the mean; 0 for where the last
     step led."""
+    renewed_at: float | None = None
+    """Share of training after which the value begins anew from its first parameters; None for never."""
 
 
 def usual_actor(aliases: dict[str, type[BasePolicy]], policy: str | type[ActorCriticPolicy]) -> ActorSettings:

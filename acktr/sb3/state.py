@@ -40,6 +40,8 @@ class UpdateState:
         self.faults = Faults()
         self.noise_shift = 0.0
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
+        self.first_value: dict[str, Tensor] = {}
+        """The value's first parameters, until it has begun anew (`acktr.sb3.renewal`)."""
         self.past = Past()
         """Rollouts that the policy's steps may use again (`acktr.sb3.reuse`)."""
         self.spread = Spread()
@@ -85,6 +87,7 @@ class UpdateState:
             "normaliser": normaliser,
             "faults": self.faults.state_dict(),
             "noise_shift": self.noise_shift,
+            "first_value": self.first_value,
             "advantage_variance": self.spread.variance,
             "pasts": self._ranks.gathered(self.past.state_dict()),
         }
@@ -101,6 +104,7 @@ class UpdateState:
         if "faults" in state:  # older files have none
             self.faults.load_state_dict(state["faults"])
         self.noise_shift = state.get("noise_shift", 0.0)
+        self.first_value = dict(state.get("first_value", {}))
         self.spread.variance = state.get("advantage_variance", 0.0)
         pasts = state.get("pasts", [])
         # Environments of other ranks are no past of this one: with another number of them it begins anew.

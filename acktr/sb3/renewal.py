@@ -1,0 +1,31 @@
+"""A value function that begins anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from acktr.sb3.acktr import ACKTR
+
+
+def renew_value(agent: ACKTR) -> None:
+    """Remember the value's first parameters, and give them back to it when `CriticSettings.renewed_at` has come.
+
+    A network that has followed a farther horizon, whose values are many times as large, learns the nearer one worse
+    than a fresh one does. Its curvature and its optimizer's other state stay; they forget by themselves.
+
+    Args:
+        agent: between two rollouts, with a critic of its own.
+    """
+    if agent.critic.renewed_at is None or agent.acting_network is not agent._actor_network:
+        return
+    state, parameters = agent.update_state, agent.critic_optimizer.parameters
+    if agent._n_updates == 0:
+        state.first_value = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+    elif state.first_value and agent._current_progress_remaining <= 1 - agent.critic.renewed_at:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state.first_value[name])
+        state.first_value = {}
