@@ -57,7 +57,7 @@ class ScaledBlock(EigenBlock):
             X, shape [o, i], and a scalar tensor.
         """
         output_basis, input_basis, scaling = self._bases()
-        coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
+        coordinates = self._coordinates(matrix, damping)
         return output_basis @ coordinates @ input_basis.mT, (coordinates.square() * scaling).sum()
 
     def solver_with_batch(

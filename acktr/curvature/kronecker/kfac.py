@@ -100,9 +100,30 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         Returns:
             Shape [o, i].
         """
+        output_basis, input_basis, _ = self._bases()
+        return output_basis @ self._coordinates(matrix, damping) @ input_basis.mT
+
+    def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and the moments' Xᵀ F̂ X; Σ C² ∘ S where that overflows.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            X, shape [o, i], and a scalar tensor.
+        """
         output_basis, input_basis, scaling = self._bases()
-        coordinates = (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
-        return output_basis @ coordinates @ input_basis.mT
+        coordinates = self._coordinates(matrix, damping)
+        solution = output_basis @ coordinates @ input_basis.mT
+        # Rounding leaves X a rest along directions that the division all but took away, and a moment of 1e36 makes
+        # infinity of it. The moments go first where they can: they may have moved since the bases were found.
+        form = self.quadratic(solution)
+        return solution, torch.where(form.isfinite(), form, (coordinates.square() * scaling).sum())
+
+    def _coordinates(self, matrix: Tensor, damping: float) -> Tensor:
+        output_basis, input_basis, scaling = self._bases()
+        return (output_basis.mT @ matrix @ input_basis) / self._damped(scaling, damping)
 
     def _damped(self, scaling: Tensor, damping: float) -> Tensor:
         return scaling + damping if self.cross is None else scaling + damping + damping**0.5 * self.cross
