@@ -96,11 +96,11 @@ class Race:
     """Steps to the rival's final return."""
 
     mark: float
-    """The rival's interquartile mean at the end of training."""
+    """The rival's interquartile mean at the end, the one of the table of returns."""
     ours: float | None
     """Steps after which our interquartile mean is there; None if it never is."""
     theirs: float
-    """Steps after which the rival's own is there for the first time."""
+    """Steps after which the rival's own is there for the first time, or all of its steps."""
 
     @property
     def ratio(self) -> float | None:
@@ -273,9 +273,11 @@ def race(ours: Sequence[Outcome], rivals: Sequence[Outcome], measure: str) -> Ra
     (our_steps, our_means), (their_steps, their_means) = centre(ours, measure), centre(rivals, measure)
     if not len(our_steps) or not len(their_steps):
         return None
-    mark = float(their_means[-1])
+    final = [run.scores[measure] for run in rivals if measure in run.scores]
+    # A look under way has few episodes; the final score has a hundred, and may be one that no look came up to.
+    mark = float(iqm(np.array(final))) if final else float(their_means[-1])
     theirs = _first(their_steps, their_means, mark)
-    return None if theirs is None else Race(mark, _first(our_steps, our_means, mark), theirs)
+    return Race(mark, _first(our_steps, our_means, mark), float(their_steps[-1]) if theirs is None else theirs)
 
 
 def sprint(runs: Sequence[Outcome], threshold: float, measure: str) -> Sprint:

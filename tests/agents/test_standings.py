@@ -145,6 +145,20 @@ def test_a_race_of_evaluations_by_hand() -> None:
     assert standings.race([ours], [outcome(returns=[1.0] * 50)], "deterministic") is None
 
 
+def test_the_mark_is_the_rivals_final_score_where_it_has_one() -> None:
+    looks = [0.0] * 200 + [10.0] * 200
+    ours = outcome(returns=[0.0] * 100 + [20.0] * 300)
+    rivals = [outcome(algorithm="ppo", scores={"deterministic": score}, returns=looks) for score in (4.0, 6.0)]
+    found = standings.race([ours], rivals, "deterministic")
+    assert found is not None
+    assert (found.mark, found.theirs, found.ours) == pytest.approx((5.0, 3000.0, 2000.0), abs=5)
+    # One that no look of its own came up to: the rival needed all of its steps.
+    better = outcome(algorithm="ppo", scores={"deterministic": 15.0}, returns=looks)
+    found = standings.race([ours], [better], "deterministic")
+    assert found is not None
+    assert (found.mark, found.theirs, found.ours) == pytest.approx((15.0, 4000.0, 2000.0), abs=5)
+
+
 def test_a_race_is_run_by_the_interquartile_mean() -> None:
     rival = outcome(algorithm="ppo", returns=[0.0] * 100 + [10.0] * 100)
     good, bad = outcome(returns=[10.0] * 200), outcome(returns=[0.0] * 200)
