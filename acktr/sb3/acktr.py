@@ -38,6 +38,7 @@ from acktr.sb3.networks import (
     shares_trunk,
 )
 from acktr.sb3.ranks import part_of, ranks_here
+from acktr.sb3.renewal import renew_value
 from acktr.sb3.reuse import with_past
 from acktr.sb3.rollout import Rollout, flatten_rollout
 from acktr.sb3.schedules import Schedule, at, functions
@@ -305,6 +306,7 @@ class ACKTR(OnPolicyAlgorithm):
             return actor_steps(network, optimizer, rollout, settings, self.ent_coef, generator, groups)
 
     def _train_critic(self, rollout: Rollout) -> StepLog:
+        renew_value(self)
         radius = at(self.critic.radius, self._current_progress_remaining)
         settings = self.part.share(self.critic)
         return critic_steps(self.critic_optimizer, rollout, settings, radius, self.update_state.generator)

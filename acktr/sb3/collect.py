@@ -25,7 +25,6 @@ from torch import Tensor
 from acktr.likelihood import Outputs, PolicyLikelihood
 from acktr.sb3.acting import RolloutActor
 from acktr.sb3.meeting import Meeting, meeting_of
-from acktr.sb3.renewal import renew_value
 from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import check_finite, time_major
 from acktr.sb3.schedules import look_ahead
@@ -63,7 +62,6 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
     """
     agent.policy.set_training_mode(False)
     look_ahead(agent, rollout_buffer)
-    renew_value(agent)
     rollout_buffer.reset()
     callback.on_rollout_start()
     if agent.exploration is not None:

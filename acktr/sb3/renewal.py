@@ -16,10 +16,14 @@ def renew_value(agent: ACKTR) -> None:
     A network that has followed a farther horizon, whose values are many times as large, learns the nearer one worse
     than a fresh one does. Its curvature and its optimizer's other state stay; they forget by themselves.
 
+    Returns and advantages of the last rollout have been estimated with the old value, and the new one is fitted to
+    them before it estimates any: bootstrapped from nothing, it would need dozens of rollouts to find again what lies
+    beyond the reach of λ.
+
     Args:
-        agent: between two rollouts, with a critic of its own.
+        agent: between a rollout and the critic's passes over it, with a critic of its own.
     """
-    if agent.critic.renewed_at is None or agent.acting_network is not agent._actor_network:
+    if agent.critic.renewed_at is None:
         return
     state, parameters = agent.update_state, agent.critic_optimizer.parameters
     if agent._n_updates == 0:
