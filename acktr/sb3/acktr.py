@@ -23,7 +23,7 @@ from torch import Tensor
 from acktr.likelihood import Joint, Outputs, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.passes import SEEDS_APART
-from acktr.sb3.checks import check_numbers, check_ranks, check_setup
+from acktr.sb3.checks import check_ranks, check_setup
 from acktr.sb3.collect import collect
 from acktr.sb3.exploration import Exploration, explored, is_drawn
 from acktr.sb3.faults import MAX_FAULTS, Faults
@@ -41,7 +41,7 @@ from acktr.sb3.ranks import part_of, ranks_here
 from acktr.sb3.renewal import renew_value
 from acktr.sb3.reuse import with_past
 from acktr.sb3.rollout import Rollout, flatten_rollout
-from acktr.sb3.schedules import Schedule, at, functions
+from acktr.sb3.schedules import Discounting, Schedule, at, moving
 from acktr.sb3.settings import ActorSettings, CriticSettings, usual_actor
 from acktr.sb3.state import MisfitError, UpdateState
 from acktr.sb3.stepper import stepper_of
@@ -51,7 +51,7 @@ from acktr.sb3.watch import hold_noise, try_out_noise
 Self = TypeVar("Self", bound="ACKTR")
 
 
-class ACKTR(OnPolicyAlgorithm):
+class ACKTR(Discounting, OnPolicyAlgorithm):
     """Actor–Critic using Kronecker-factored Trust Regions, as a Stable-Baselines3 algorithm.
 
     Policy and value networks of their own (SB3's `MlpPolicy`) get metrics and radii of their own. A shared trunk
@@ -118,8 +118,7 @@ class ACKTR(OnPolicyAlgorithm):
         max_faults: int = MAX_FAULTS,
         _init_setup_model: bool = True,
     ) -> None:
-        check_numbers(n_steps, gamma, gae_lambda, ent_coef, vf_coef, max_faults)
-        self.discounting = functions(gamma=gamma, gae_lambda=gae_lambda)
+        self.gamma_schedule, self.gae_lambda_schedule = moving(gamma), moving(gae_lambda)
         self.max_faults, self.ranks = max_faults, ranks_here()
         self.normalize_advantage, self.precision = normalize_advantage, precision
         self.joint_step = joint_step

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from acktr.sb3.networks import Precision
 from acktr.sb3.scales import RunningScale
-from acktr.sb3.schedules import Schedule, at
+from acktr.sb3.schedules import at
 from acktr.sb3.settings import ActorSettings, CriticSettings
 
 if TYPE_CHECKING:
@@ -28,45 +28,32 @@ _ALIKE = (
 """What all processes have to be told alike."""
 
 
-def check_numbers(
-    n_steps: int, gamma: Schedule, gae_lambda: Schedule, ent_coef: float, vf_coef: float, max_faults: int
-) -> None:
-    """Hold the agent's numbers against their ranges.
-
-    Args:
-        n_steps: at least 1.
-        gamma: in [0, 1], at the start and at the end.
-        gae_lambda: likewise.
-        ent_coef: at least 0, finite.
-        vf_coef: positive, finite.
-        max_faults: at least 1.
-
-    Raises:
-        ValueError: if one is out of its range.
-    """
-    for name, count in (("n_steps", n_steps), ("max_faults", max_faults)):
-        if not count >= 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    for name, schedule in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+def _check_numbers(agent: ACKTR) -> None:
+    for name in ("n_steps", "max_faults"):
+        if not getattr(agent, name) >= 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(agent, name)}")
+    for name in ("gamma", "gae_lambda"):
+        schedule = agent.discounting.get(name, getattr(agent, name))
         for share in (at(schedule, 1.0), at(schedule, 0.0)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share}")
-    if not 0 <= ent_coef < float("inf"):
-        raise ValueError(f"ent_coef must be at least 0 and finite, got {ent_coef}")
-    if not 0 < vf_coef < float("inf"):
-        raise ValueError(f"vf_coef must be positive and finite, got {vf_coef}")
+    if not 0 <= agent.ent_coef < float("inf"):
+        raise ValueError(f"ent_coef must be at least 0 and finite, got {agent.ent_coef}")
+    if not 0 < agent.vf_coef < float("inf"):
+        raise ValueError(f"vf_coef must be positive and finite, got {agent.vf_coef}")
 
 
 def check_setup(agent: ACKTR) -> None:
-    """Hold spaces, policy and settings against each other.
+    """Hold the numbers against their ranges, and spaces, policy and settings against each other.
 
     Args:
-        agent: before its networks are built.
+        agent: before its networks are built, new or loaded.
 
     Raises:
         TypeError: if settings are of another kind.
         ValueError: if they do not fit.
     """
+    _check_numbers(agent)
     for name, settings, kind in (("actor", agent.actor, ActorSettings), ("critic", agent.critic, CriticSettings)):
         if not isinstance(settings, kind):
             raise TypeError(f"{name} must be {kind.__name__}(...), got {settings!r:.80}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -27,16 +29,56 @@ def at(schedule: Schedule, progress_remaining: float) -> float:
     return schedule(progress_remaining) if callable(schedule) else float(schedule)
 
 
-def functions(**schedules: Schedule) -> dict[str, Callable[[float], float]]:
-    """Those that are no constants.
+class Discounting(BaseAlgorithm):
+    """An algorithm whose discount γ and whose λ of GAE may be functions of the remaining progress.
+
+    `gamma` and `gae_lambda` are numbers at any time, those of the present rollout.
+    """
+
+    gamma_schedule: Callable[[float], float] | None = None
+    """What sets `gamma` at each rollout's start; None where it is constant."""
+    gae_lambda_schedule: Callable[[float], float] | None = None
+    """What sets `gae_lambda`, likewise."""
+
+    @property
+    def discounting(self) -> dict[str, Callable[[float], float]]:
+        """Those of the two that are no constants, by name."""
+        each = {"gamma": self.gamma_schedule, "gae_lambda": self.gae_lambda_schedule}
+        return {name: schedule for name, schedule in each.items() if schedule is not None}
+
+    @classmethod
+    def load(cls, *arguments: Any, **options: Any) -> Self:
+        """Load an agent as Stable-Baselines3 does; what is given here counts more than what the file holds.
+
+        Args:
+            arguments: the path and what else `BaseAlgorithm.load` takes.
+            options: likewise, and arguments of the constructor, `gamma` and `gae_lambda` as numbers or functions.
+
+        Returns:
+            The agent.
+        """
+        return super().load(*arguments, **{**options, **_settled(options)})
+
+
+def _settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A discount or λ, where one is given, as the number that it is at first and the schedule that it has."""
+    settled: dict[str, Any] = {}
+    for name in ("gamma", "gae_lambda"):
+        if name in options:
+            settled[name], settled[f"{name}_schedule"] = at(options[name], 1.0), moving(options[name])
+    return settled
+
+
+def moving(schedule: Schedule) -> Callable[[float], float] | None:
+    """Tell a function from a constant.
 
     Args:
-        schedules: by the names of the agent's attributes.
+        schedule: a constant or a function.
 
     Returns:
-        Functions of the remaining progress, by name.
+        The function; None for a constant.
     """
-    return {name: schedule for name, schedule in schedules.items() if callable(schedule)}
+    return schedule if callable(schedule) else None
 
 
 def look_ahead(agent: ACKTR, buffer: RolloutBuffer) -> None:

@@ -72,6 +72,41 @@ def test_every_rollout_is_discounted_as_its_time_says(scheduled):
     assert close == ([True] * ROLLOUTS if scheduled else [True] + [False] * (ROLLOUTS - 1))
 
 
+@pytest.mark.parametrize("saved", [0.9, nearer], ids=["number", "function"])
+def test_what_is_given_to_load_counts_more_than_the_file(saved, tmp_path):
+    agent = agent_with(gamma=saved)
+    agent.learn(2 * ROLLOUT)
+    agent.save(tmp_path / "agent")
+    as_saved = ACKTR.load(tmp_path / "agent", agent.get_env(), device="cpu")
+    assert as_saved.gamma == agent.gamma
+    assert set(as_saved.discounting) == ({"gamma"} if callable(saved) else set())
+    number = ACKTR.load(tmp_path / "agent", agent.get_env(), device="cpu", gamma=0.5)
+    number.learn(ROLLOUT)
+    assert (number.gamma, number.rollout_buffer.gamma, number.discounting) == (0.5, 0.5, {})
+    function = ACKTR.load(tmp_path / "agent", agent.get_env(), device="cpu", gamma=later, gae_lambda=later)
+    function.learn(ROLLOUT)
+    assert (function.gamma, function.gae_lambda) == (later(1.0), later(1.0))
+    assert function.rollout_buffer.gamma == later(1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"gamma": 5.0}, r"gamma must be in \[0, 1\], got 5.0"),
+        ({"gae_lambda": lambda left: 1 + left}, r"gae_lambda must be in \[0, 1\], got 2"),
+        ({"ent_coef": float("nan")}, "ent_coef must be at least 0 and finite, got nan"),
+        ({"vf_coef": 0.0}, "vf_coef must be positive and finite, got 0.0"),
+        ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+        ({"max_faults": 0}, "max_faults must be at least 1, got 0"),
+    ],
+)
+def test_numbers_given_to_load_are_held_against_their_ranges(given, complaint, tmp_path):
+    agent = agent_with()
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=complaint):
+        ACKTR.load(tmp_path / "agent", agent.get_env(), device="cpu", **given)
+
+
 def test_a_constant_can_be_set_by_hand_between_two_calls():
     agent = agent_with(gamma=0.9)
     agent.learn(ROLLOUT)
