@@ -106,7 +106,7 @@ class Passes:
         """
         raise TypeError(
             f"a {type(self).__name__} is bound to its network: copy or save the network, build another one for it, and "
-            "give that this one's state_dict()"
+            "give that this one's state_dict(); an agent is copied by its save() and load()"
         )
 
     def recording(self) -> AbstractContextManager[None]:

@@ -96,6 +96,8 @@ def read_run(path: Path) -> Curve:
     """
     directory = rundir.existing(path)
     env_id, label, seed = configfiles.identity(directory.config)
+    if not directory.episodes.is_file():
+        raise UsageError(f"{path} has no episodes.csv, as exported agents have none; name the run they come from")
     rows = rundir.read_rows(directory.episodes)
     if not rows:
         raise UsageError(f"{path} has no finished episode to plot; train it for longer, or leave it out")

@@ -45,9 +45,14 @@ def load_config(path: Path) -> tuple[rundir.RunDirectory, RunConfig]:
 
     Returns:
         The directory and its configuration.
+
+    Raises:
+        UsageError: If it names no environment.
     """
     directory = rundir.existing(path)
     config = configfiles.load(directory.config)
+    if not config.env_id:
+        raise UsageError(f"{directory.config} names no environment; it is damaged: restore it, or train the run again")
     check(config)
     return directory, config
 

@@ -256,7 +256,8 @@ def read_json(path: Path) -> object:
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+        complaint = " ".join(str(error).split())
+        raise UsageError(f"cannot read {path}: {complaint}; restore it, or move it away to go on without it") from None
     return content
 
 

@@ -24,7 +24,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
     Args:
         env_id: A gymnasium id such as ``HalfCheetah-v5``, ``ALE/Pong-v5`` or ``toy/Reach-v0``; ``module:id`` imports
-            the module that registers it first.
+            the module that registers it first, and ``pixels/`` before an id makes no difference here.
 
     Returns:
         Its registration.
@@ -32,7 +32,7 @@ def find_spec(env_id: str) -> EnvSpec:
     Raises:
         WorldError: If the id is unknown or superseded, or its package is not installed.
     """
-    module, _, name = env_id.rpartition(":")
+    pixels, (module, _, name) = env_id.startswith(PIXELS), env_id.removeprefix(PIXELS).rpartition(":")
     if module:
         try:
             importlib.import_module(module)
@@ -46,12 +46,15 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module("ale_py")
     _refuse_legacy_atari(name)
     if name not in gym.registry:
-        raise WorldError(f"unknown environment {env_id!r}{did_you_mean(name, _current_ids()) or _whose(module, name)}")
+        meant = did_you_mean(PIXELS * pixels + name, _current_ids())
+        raise WorldError(f"unknown environment {env_id!r}{meant or _whose(module, name, pixels)}")
     _refuse_old_mujoco(name)
     return gym.registry[name]
 
 
-def _whose(module: str, name: str) -> str:
+def _whose(module: str, name: str, pixels: bool) -> str:
+    if pixels:
+        return f"; {PIXELS} goes before the id of a MuJoCo task, as in {PIXELS}Reacher-v5"
     if module:
         return f"; importing {module!r} registers no such id"
     return f"; for one of your own name the module that registers it: MODULE:{name}"

@@ -56,7 +56,7 @@ def make(
         raise WorldError(f"n_envs must be at least 1, got {n_envs}")
     if seed is not None and seed < 0:
         raise WorldError(f"seed must be at least 0, or None for a random one, got {seed}")
-    spec = find_spec(env_id.removeprefix(PIXELS))
+    spec = find_spec(env_id)
     from_pixels = env_id.startswith(PIXELS)
     if from_pixels:
         _check_pixels(spec, options)

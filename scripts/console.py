@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -135,12 +137,17 @@ def check_output(path: Path) -> None:
         path: The file.
 
     Raises:
-        UsageError: If it exists, or its folder does not.
+        UsageError: If it exists, or its folder does not or takes no files.
     """
     if path.exists():
         raise UsageError(f"{path} exists already; name another --output, or remove it first")
     if not path.parent.is_dir():
         raise UsageError(f"folder {path.parent} of {path} does not exist; make it first, or name another --output")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; make room, or name another --output") from None
 
 
 def unused(path: Path) -> Path:
@@ -179,7 +186,9 @@ def _one_line(box: str) -> str:
     if "╭" not in box:
         lines = list(dropwhile(lambda line: not _is_rule(line), lines))[1:]
     message = takewhile(lambda line: not _is_rule(line), lines)
-    return " ".join(line for line in message if line).rstrip(".") or "the command line is wrong"
+    # Of options that are held against their ranges together, tyro names the group as the code does.
+    told = re.sub(r"^Error parsing run\.[\w.]+: ", "", " ".join(line for line in message if line))
+    return told.rstrip(".") or "the command line is wrong"
 
 
 def _is_rule(line: str) -> bool:

@@ -65,12 +65,12 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _output(arguments: Arguments) -> Path:
-    if arguments.output is None:
-        return console.unused(arguments.run / "video.mp4")
-    if arguments.output.suffix != ".mp4":
-        raise UsageError(f"--output must end in .mp4, got {arguments.output}")
-    console.check_output(arguments.output)
-    return arguments.output
+    output = arguments.output or console.unused(arguments.run / "video.mp4")
+    if output.suffix != ".mp4":
+        raise UsageError(f"--output must end in .mp4, got {output}")
+    if arguments.run.is_dir():  # else loading says what is wrong with it
+        console.check_output(output)
+    return output
 
 
 if __name__ == "__main__":

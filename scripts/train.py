@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -204,9 +204,12 @@ def _base(first: Arguments) -> RunConfig:
 
 
 def _check_resumed(stored: RunConfig, final: Arguments) -> None:
-    for field in fields(RunConfig):
-        if field.name not in _FREE_ON_RESUME and getattr(stored, field.name) != getattr(final.run, field.name):
-            raise UsageError(f"{field.name} cannot change on --resume {final.resume}; start a new run instead")
+    for name in leaves(RunConfig):
+        before, after = value_at(stored, name), value_at(final.run, name)
+        if name.split(".")[0] not in _FREE_ON_RESUME and before != after:
+            raise UsageError(
+                f"{name} cannot change on --resume {final.resume}, from {before} to {after}; start a new run instead"
+            )
 
 
 def _start(path: Path, config: RunConfig) -> checkpoint.Checkpoint | None:
@@ -228,12 +231,17 @@ def _new_path(config: RunConfig) -> Path:
 
 def _open(directory: rundir.RunDirectory, arguments: Arguments, argv: Sequence[str]) -> None:
     before = configfiles.provenance(directory.config) if arguments.resume else []
-    if arguments.resume:
-        rundir.sweep(directory)
-    else:
+    if not arguments.resume:
         rundir.create(directory.path)
     origin = provenance.describe([*_PROG.split(), *argv], datetime.now().astimezone())
-    rundir.write_text(directory.config, configfiles.dump(arguments.run, [*before, origin]))
+    try:
+        if arguments.resume:
+            rundir.sweep(directory)
+        rundir.write_text(directory.config, configfiles.dump(arguments.run, [*before, origin]))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in {directory.path}: {error.strerror}; make room and let it be written, then try again"
+        ) from None
 
 
 def _title(config: RunConfig) -> str:

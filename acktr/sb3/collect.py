@@ -3,7 +3,7 @@
 Stable-Baselines3's own loop runs the critic, builds distributions and copies rows at every step. A step here is one
 pass through the actor and one through the environments; what only the update reads is computed on the whole rollout
 in one batch. The buffer is Stable-Baselines3's, and callbacks see its names in their locals (all but
-`obs_tensor`, `values` and `log_probs`, which no step needs).
+`obs_tensor`, `values`, `log_probs`, `idx` and `done`, which no step needs).
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ class Cuts:
     """Step and environment where an environment broke: what came of the step is unknown."""
 
 
-def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_steps: int) -> bool:
-    """Fill the buffer with `n_steps` steps of every environment.
+def collect(
+    agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+) -> bool:
+    """Fill the buffer with `n_rollout_steps` steps of every environment.
 
     Args:
         agent: whose policy acts.
         env: stepped.
         callback: called as Stable-Baselines3 does.
         rollout_buffer: reset and filled, returns and advantages included.
-        n_steps: the buffer's size.
+        n_rollout_steps: the buffer's size.
 
     Returns:
         Whether the buffer is full; False if the callback stopped it.
@@ -67,7 +69,7 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
     if agent.exploration is not None:
         agent.exploration.draw()
     meeting = meeting_of(agent, env)
-    if not meeting.after(lambda: _fill(agent, env, callback, rollout_buffer, n_steps, meeting)):
+    if not meeting.after(lambda: _fill(agent, env, callback, rollout_buffer, n_rollout_steps, meeting)):
         return False
     agent.faults.record(agent.logger.record)
     callback.update_locals(locals())
@@ -76,23 +78,28 @@ def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: R
 
 
 def _fill(
-    agent: ACKTR, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_steps: int, meeting: Meeting
+    agent: ACKTR,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: RolloutBuffer,
+    n_rollout_steps: int,
+    meeting: Meeting,
 ) -> bool:
     """Fill the buffer with this process's part, which waits for no other.
 
     Returns:
         Whether it is full; False if the callback stopped it.
     """
-    actor, cuts, watch = RolloutActor(agent, n_steps, env.num_envs), Cuts(), Watch(agent, env)
-    clip, step = _clipper(agent.action_space), 0
-    while step < n_steps:
-        actions = actor.act(step, agent._last_obs)
+    actor, cuts, watch = RolloutActor(agent, n_rollout_steps, env.num_envs), Cuts(), Watch(agent, env)
+    clip, n_steps = _clipper(agent.action_space), 0
+    while n_steps < n_rollout_steps:
+        actions = actor.act(n_steps, agent._last_obs)
         clipped_actions = clip(actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         agent.num_timesteps += meeting.envs
         if watch.loses(actions, new_obs, rewards):
             rollout_buffer.reset()
-            actor, cuts, step = RolloutActor(agent, n_steps, env.num_envs), Cuts(), 0
+            actor, cuts, n_steps = RolloutActor(agent, n_rollout_steps, env.num_envs), Cuts(), 0
             continue
         callback.update_locals(locals())
         if not callback.on_step():
@@ -100,10 +107,10 @@ def _fill(
         if any(infos):  # native worlds have nothing to say at most steps
             meeting.hear(infos, dones)
             agent.faults.take(infos)
-            _note_cuts(cuts, step, dones, infos, watch)
-        _store(rollout_buffer, step, agent._last_obs, actions, rewards, agent._last_episode_starts)
+            _note_cuts(cuts, n_steps, dones, infos, watch)
+        _store(rollout_buffer, n_steps, agent._last_obs, actions, rewards, agent._last_episode_starts)
         agent._last_obs, agent._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-        step += 1
+        n_steps += 1
     _finish(agent, rollout_buffer, actor.outputs(), cuts)
     return True
 

@@ -152,10 +152,18 @@ def restore_normaliser(normaliser: VecNormalize, state: dict[str, Any]) -> None:
     Args:
         normaliser: wrapped around environments with the same observation space.
         state: what `normaliser_state` returned.
+
+    Raises:
+        ValueError: if a part of the observations was normalised that this one leaves alone.
     """
+    statistics = normaliser.obs_rms if normaliser.norm_obs else None
     for key, moments in state["observations"].items():
-        if normaliser.norm_obs:
-            statistics = normaliser.obs_rms
+        if isinstance(statistics, dict) and key not in statistics:
+            raise ValueError(
+                f"observations {key!r} were normalised in training, and this VecNormalize normalises "
+                f"{sorted(statistics)} alone; add {key!r} to its norm_obs_keys"
+            )
+        if statistics is not None:
             _restore(statistics[key] if isinstance(statistics, dict) else statistics, moments)
     _restore(normaliser.ret_rms, state["returns"])
     if len(state["running_returns"]) == normaliser.num_envs:

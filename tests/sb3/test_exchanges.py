@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from acktr.curvature import FactoredKFAC
@@ -20,6 +21,7 @@ from acktr.sb3 import ACKTR, ActorSettings, CriticSettings, Reuse, ScheduledNois
 from tests.sb3.worlds import (
     BOX,
     IMAGE,
+    NAMED,
     PLANE,
     TINY_CNN,
     TURNS,
@@ -71,6 +73,15 @@ def test_statistics_follow_the_policy_from_one_normaliser_to_the_next(tmp_path):
     assert third.obs_rms.count == first.obs_rms.count
     with pytest.warns(UserWarning, match="this environment has none"):
         ACKTR.load(tmp_path / "agent", env=vectorised(noise(BOX, PLANE)))
+
+
+def test_a_normaliser_that_leaves_a_part_alone_is_told_which(tmp_path):
+    agent = small_agent("MultiInputPolicy", VecNormalize(vectorised(noise(NAMED, PLANE)))).learn(32)
+    agent.save(tmp_path / "agent")
+    fewer = VecNormalize(vectorised(noise(NAMED, PLANE)), norm_obs_keys=["here"])
+    with pytest.raises(ValueError, match=r"observations 'there' were normalised .* add 'there' to its norm_obs_keys"):
+        ACKTR.load(tmp_path / "agent", env=fewer)
+    ACKTR.load(tmp_path / "agent", env=VecNormalize(vectorised(noise(NAMED, PLANE))))
 
 
 def test_settings_that_do_not_fit_a_file_are_told(tmp_path):

@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -125,9 +127,56 @@ def test_a_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     data = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert data["total_timesteps"] == 192
     assert len(data["provenance"]) == 2
-    for changed in (["--seed", "3"], ["--acktr.actor.radius", "1"], ["Hopper-v5"]):
+    for changed, told_of in (
+        (["--seed", "3"], "seed cannot change"),
+        (["--acktr.actor.radius", "1"], "acktr.actor.radius cannot change"),
+        (["--env.n-envs", "3"], "env.n_envs cannot change"),
+        (["Hopper-v5"], "from CartPole-v1 to Hopper-v5"),
+    ):
         assert train.main(["--resume", path, *changed]) == 2
-        told(capsys, "cannot change")
+        told(capsys, told_of)
+
+
+def test_a_folder_that_takes_no_files(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    for door, line in (
+        (plot, [str(run), "--output", f"{tmp_path}/x.png"]),
+        (plot, [str(run), "--csv", f"{tmp_path}/x.csv"]),
+        (record, [str(run)]),
+        (export, [str(run), "--output", f"{tmp_path}/agent"]),
+    ):
+        assert door.main(line) == 2
+        told(capsys, "cannot write", "Permission denied", "name another --output")
+    monkeypatch.setattr(rundir, "write_text", refused)
+    assert train.main(["--resume", str(run), "--total-timesteps", "1e6"]) == 2
+    told(capsys, f"cannot write in {run}: Permission denied")
+
+
+def test_files_that_are_not_what_they_should_be(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, run = tmp_path / "agent", tmp_path / "run"
+    assert export.main([str(finished), "--output", str(agent)]) == 0
+    capsys.readouterr()
+    assert plot.main([str(agent), "--output", str(tmp_path / "x.png")]) == 2
+    told(capsys, "episodes.csv", "name the run they come from")
+    shutil.copytree(finished, run)
+    (run / "evaluations.json").write_text("{ ", encoding="utf-8")
+    assert train.main(["--resume", str(run), "--total-timesteps", "1e6"]) == 2
+    assert "evaluations.json: Expecting property name" in (said := capsys.readouterr().err)
+    assert "move it away to go on without it" in said
+    (run / "config.yaml").write_text("", encoding="utf-8")
+    for door, line in ((evaluate, [str(run)]), (train, ["--resume", str(run)])):
+        assert door.main(line) == 2
+        told(capsys, f"{run}/config.yaml names no environment")
 
 
 def test_evaluation(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
