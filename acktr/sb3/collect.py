@@ -9,7 +9,6 @@ in one batch. The buffer is Stable-Baselines3's, and callbacks see its names in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 from acktr.likelihood import Outputs, PolicyLikelihood
 from acktr.sb3.acting import RolloutActor
+from acktr.sb3.cuts import CutList, Cuts
 from acktr.sb3.meeting import Meeting, meeting_of
 from acktr.sb3.returns import estimate
 from acktr.sb3.rollout import check_finite, time_major
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
 
 Observations = Any
 """An array [n_envs, ...], or a dictionary of such."""
-
-
-@dataclass
-class Cuts:
-    """Where episodes were cut."""
-
-    truncated: list[tuple[int, int, Observations]] = field(default_factory=list)
-    """Step, environment and last observation of episodes that would have gone on."""
-    broken: list[tuple[int, int]] = field(default_factory=list)
-    """Step and environment where an environment broke: what came of the step is unknown."""
 
 
 def collect(
@@ -90,7 +79,7 @@ def _fill(
     Returns:
         Whether it is full; False if the callback stopped it.
     """
-    actor, cuts, watch = RolloutActor(agent, n_rollout_steps, env.num_envs), Cuts(), Watch(agent, env)
+    actor, cuts, watch = RolloutActor(agent, n_rollout_steps, env.num_envs), CutList(), Watch(agent, env)
     clip, n_steps = _clipper(agent.action_space), 0
     while n_steps < n_rollout_steps:
         actions = actor.act(n_steps, agent._last_obs)
@@ -99,7 +88,7 @@ def _fill(
         agent.num_timesteps += meeting.envs
         if watch.loses(actions, new_obs, rewards):
             rollout_buffer.reset()
-            actor, cuts, n_steps = RolloutActor(agent, n_rollout_steps, env.num_envs), Cuts(), 0
+            actor, cuts, n_steps = RolloutActor(agent, n_rollout_steps, env.num_envs), CutList(), 0
             continue
         callback.update_locals(locals())
         if not callback.on_step():
@@ -107,11 +96,11 @@ def _fill(
         if any(infos):  # native worlds have nothing to say at most steps
             meeting.hear(infos, dones)
             agent.faults.take(infos)
-            _note_cuts(cuts, n_steps, dones, infos, watch)
+            cuts.note(n_steps, dones, infos, watch)
         _store(rollout_buffer, n_steps, agent._last_obs, actions, rewards, agent._last_episode_starts)
         agent._last_obs, agent._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         n_steps += 1
-    _finish(agent, rollout_buffer, actor.outputs(), cuts)
+    _finish(agent, rollout_buffer, actor.outputs(), cuts.whole(rollout_buffer.rewards, agent._last_obs))
     return True
 
 
@@ -144,14 +133,6 @@ def _store(
     buffer.full = buffer.pos == buffer.buffer_size
 
 
-def _note_cuts(cuts: Cuts, step: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]], watch: Watch) -> None:
-    for index in np.flatnonzero(dones):
-        if watch.is_broken(infos[index]):
-            cuts.broken.append((step, int(index)))
-        elif infos[index].get("TimeLimit.truncated") and infos[index].get("terminal_observation") is not None:
-            cuts.truncated.append((step, int(index), infos[index]["terminal_observation"]))
-
-
 @torch.no_grad()
 def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: Cuts) -> None:
     """Log-probabilities, values, bootstraps of truncated episodes, returns and advantages."""
@@ -165,10 +146,8 @@ def _finish(agent: ACKTR, buffer: RolloutBuffer, outputs: Outputs, cuts: Cuts) -
         raise _blame(buffer)
     values = agent.values_of(time_major(buffer.observations, agent.device), outputs)
     buffer.values[:] = values.view(shape).cpu().numpy()
-    _bootstrap(agent, buffer, cuts.truncated)
-    for step, index in cuts.broken:
-        # What the policy did there is worth what it was thought to be: no advantage, and nothing new for the critic.
-        buffer.rewards[step, index] = buffer.values[step, index]
+    agent.update_state.cuts = cuts
+    buffer.rewards[:] = cuts.worth(agent, buffer.values)
     last = agent.values_of(obs_as_tensor(agent._last_obs, agent.device))  # type: ignore[arg-type]
     estimate(buffer, last, np.asarray(agent._last_episode_starts))
 
@@ -177,17 +156,3 @@ def _blame(buffer: RolloutBuffer) -> FloatingPointError:
     """Whose fault it is that an action's probability is not finite: the world's (raised at once) or the policy's."""
     check_finite(observations=buffer.observations)
     return FloatingPointError(BROKEN_POLICY)
-
-
-def _bootstrap(agent: ACKTR, buffer: RolloutBuffer, cuts: list[tuple[int, int, Observations]]) -> None:
-    """A truncated episode goes on unseen: what its last observation is worth belongs to its last reward."""
-    if not cuts:
-        return
-    steps, indices, observations = zip(*cuts, strict=True)
-    first = observations[0]
-    if isinstance(first, dict):
-        stacked: Any = {key: np.stack([o[key] for o in observations]) for key in first}
-    else:
-        stacked = np.stack(observations)
-    values: Tensor = agent.values_of(obs_as_tensor(stacked, agent.device))
-    buffer.rewards[list(steps), list(indices)] += agent.gamma * values.cpu().numpy()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
+from acktr.sb3.cuts import Cuts
 from acktr.sb3.returns import advantages, continuing
 from acktr.sb3.rollout import Rollout, standardised, time_major, to_device
 
@@ -55,29 +56,58 @@ class Collected:
     """As drawn."""
     log_probs: Tensor
     """Of the actions under the policy that drew them."""
-    rewards: Tensor
-    """With what truncated episodes' last observations were worth to the critic of the time."""
     starts: Tensor
     """1 where an episode begins."""
     last_observations: Any
     """Those after the last step, [environments, ...]."""
     ends: Tensor
     """1 where the last step ended an episode, [environments]."""
+    cuts: Cuts
+    """The rewards, and what the critic has a say in of them."""
 
     @classmethod
-    def copied(cls, buffer: RolloutBuffer, last_observations: Any, ends: NDArray[Any]) -> Collected:
+    def copied(cls, buffer: RolloutBuffer, last_observations: Any, ends: NDArray[Any], cuts: Cuts) -> Collected:
         """Copy a buffer that is full.
 
         Args:
             buffer: with log-probabilities.
             last_observations: after the last step, [environments, ...].
             ends: whether the last step ended an episode, [environments].
+            cuts: with the rewards, which in the buffer hold what the critic of the time has added.
 
         Returns:
             The rollout, on the CPU.
         """
-        kept = (buffer.observations, buffer.actions, buffer.log_probs, buffer.rewards, buffer.episode_starts)
-        return cls(*(_copied(arrays) for arrays in (*kept, last_observations, ends.astype(np.float32))))
+        observations, actions, log_probs, starts, last = (
+            _copied(arrays)
+            for arrays in (
+                buffer.observations,
+                buffer.actions,
+                buffer.log_probs,
+                buffer.episode_starts,
+                last_observations,
+            )
+        )
+        return cls(observations, actions, log_probs, starts, last, _copied(ends.astype(np.float32)), cuts)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Collected:
+        """Build it from its tensors.
+
+        Args:
+            state: by the names of the fields, those of the cuts among them.
+
+        Returns:
+            The rollout.
+        """
+        state = to_device(state, torch.device("cpu"))
+        cuts = Cuts(**{field.name: state.pop(field.name) for field in fields(Cuts)})
+        return cls(**state, cuts=cuts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All tensors by name."""
+        mine = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cuts"}
+        return mine | {field.name: getattr(self.cuts, field.name) for field in fields(Cuts)}
 
 
 class Past:
@@ -97,15 +127,16 @@ class Past:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The rollouts' tensors."""
-        return [{field.name: getattr(rollout, field.name) for field in fields(Collected)} for rollout in self.rollouts]
+        return [rollout.state_dict() for rollout in self.rollouts]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
         """Restore the rollouts.
 
         Args:
-            state: what `state_dict` returned.
+            state: what `state_dict` returned; rollouts of older files, which do not tell where episodes were cut, are
+                forgotten.
         """
-        self.rollouts = [Collected(**to_device(tensors, torch.device("cpu"))) for tensors in state]
+        self.rollouts = [Collected.restored(tensors) for tensors in state if "finals" in tensors]
 
 
 def with_past(agent: ACKTR, rollout: Rollout, reuse: Reuse) -> Rollout:
@@ -123,10 +154,11 @@ def with_past(agent: ACKTR, rollout: Rollout, reuse: Reuse) -> Rollout:
     """
     past, shape = agent.update_state.past, agent.rollout_buffer.rewards.shape
     # An agent may have been loaded for another number of environments, or of steps.
-    fitting = [earlier for earlier in past.rollouts if earlier.rewards.shape == shape]
+    fitting = [earlier for earlier in past.rollouts if earlier.cuts.rewards.shape == shape]
     parts = [rollout, *(weighed(agent, earlier, reuse) for earlier in fitting[: reuse.rollouts])]
-    ends = np.asarray(agent._last_episode_starts)
-    past.keep(Collected.copied(agent.rollout_buffer, agent._last_obs, ends), reuse.rollouts)
+    ends, cuts = np.asarray(agent._last_episode_starts), agent.update_state.cuts
+    if cuts is not None:  # a buffer that was filled by someone else cannot be seen with other eyes
+        past.keep(Collected.copied(agent.rollout_buffer, agent._last_obs, ends, cuts), reuse.rollouts)
     return Rollout(*(_joined([getattr(part, field.name) for part in parts]) for field in fields(Rollout)))
 
 
@@ -152,13 +184,13 @@ def weighed(agent: ACKTR, earlier: Collected, reuse: Reuse) -> Rollout:
     outputs = agent.policy_part(agent.actor_optimizer.outputs(observations))
     log_probs = agent.action_likelihood.log_prob(outputs, (actions,))
     ratios = (log_probs - time_major(earlier.log_probs, agent.device)).exp()
-    shape = earlier.rewards.shape
+    shape = earlier.cuts.rewards.shape
     values = agent.values_of(observations).view(shape).cpu().numpy()
     last = agent.values_of(to_device(earlier.last_observations, agent.device)).cpu().numpy()
     goes_on = continuing(earlier.starts.numpy(), earlier.ends.numpy())
     decay = agent.gamma * agent.gae_lambda * goes_on
     decay[:-1] *= ratios.clamp(max=1.0).view(shape).cpu().numpy()[1:]
-    found = advantages(earlier.rewards.numpy(), values, last, goes_on, agent.gamma, decay)
+    found = advantages(earlier.cuts.worth(agent, values), values, last, goes_on, agent.gamma, decay)
     returns, flat = found + values, torch.as_tensor(found, device=agent.device).flatten()
     if agent.normalize_advantage:
         least = 0.0 if agent.actor.scale is None else agent.update_state.spread.least

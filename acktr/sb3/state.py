@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from acktr.passes import SEEDS_APART
 from acktr.ranks import Ranks
+from acktr.sb3.cuts import Cuts
 from acktr.sb3.faults import Faults
 from acktr.sb3.moments import Moments, moments_of
 from acktr.sb3.reuse import Past
@@ -42,6 +43,8 @@ class UpdateState:
         """What trying out the noise came to (`acktr.sb3.forgiveness`)."""
         self.first_value: dict[str, Tensor] = {}
         """The value's first parameters, until it has begun anew (`acktr.sb3.renewal`)."""
+        self.cuts: Cuts | None = None
+        """Where the last rollout's episodes were cut (`acktr.sb3.cuts`)."""
         self.past = Past()
         """Rollouts that the policy's steps may use again (`acktr.sb3.reuse`)."""
         self.spread = Spread()

@@ -42,7 +42,7 @@ def test_rollouts_of_another_shape_are_left_aside(changed, tmp_path):
     again = ACKTR.load(tmp_path / "agent", env=env, **{key: n for key, n in changed.items() if key != "env"})
     assert len(again.update_state.past.rollouts) == 2
     again.learn(2 * again.n_steps * again.n_envs)
-    shapes = {rollout.rewards.shape for rollout in again.update_state.past.rollouts}
+    shapes = {rollout.cuts.rewards.shape for rollout in again.update_state.past.rollouts}
     assert again.rollout_buffer.rewards.shape in shapes
     assert again._n_updates == 4 + 2
 

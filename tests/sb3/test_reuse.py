@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr.firstorder import Adam
@@ -24,7 +25,8 @@ def agent_of(space: gym.Space = PLANE, **settings: object) -> ACKTR:
 
 
 def kept(agent: ACKTR) -> Collected:
-    return Collected.copied(agent.rollout_buffer, agent._last_obs, np.asarray(agent._last_episode_starts))
+    ends, cuts = np.asarray(agent._last_episode_starts), agent.update_state.cuts
+    return Collected.copied(agent.rollout_buffer, agent._last_obs, ends, cuts)
 
 
 def moved(agent: ACKTR, by: float) -> None:
@@ -37,7 +39,11 @@ def moved(agent: ACKTR, by: float) -> None:
 
 def by_hand(agent: ACKTR, earlier: Collected) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and ratios, one transition after the other: A_t = δ_t + γ λ min(1, ρ_{t+1}) A_{t+1}."""
-    n_steps, n_envs = earlier.rewards.shape
+    rewards = earlier.cuts.rewards.numpy()
+    n_steps, n_envs = rewards.shape
+    finals = {
+        tuple(place): final for place, final in zip(earlier.cuts.truncated.tolist(), earlier.cuts.finals, strict=True)
+    }
     found, ratios = np.zeros((n_steps, n_envs)), np.zeros((n_steps, n_envs))
     with torch.no_grad():
         for env in range(n_envs):
@@ -54,7 +60,12 @@ def by_hand(agent: ACKTR, earlier: Collected) -> tuple[np.ndarray, np.ndarray]:
                     next_value = float(
                         agent.policy.predict_values(torch.as_tensor(earlier.last_observations[env])[None])
                     )
-                delta = float(earlier.rewards[step, env]) + (0 if over else agent.gamma * next_value) - value
+                if (step, env) in finals:
+                    next_value = float(agent.policy.predict_values(finals[step, env][None].float()))
+                unseen = over and (step, env) not in finals
+                delta = float(rewards[step, env]) + (0 if unseen else agent.gamma * next_value) - value
+                if [step, env] in earlier.cuts.broken.tolist():
+                    delta = 0.0
                 trace = 0 if over or later is None else agent.gamma * agent.gae_lambda * min(1, ratios[step + 1, env])
                 found[step, env] = delta + trace * (later or 0.0)
                 later, next_value = found[step, env], value
@@ -75,6 +86,32 @@ def test_advantages_are_estimated_anew(space):
     # A clip is around the present policy, whose ratio to itself is 1.
     log_ratios = np.log(ratios) + earlier.log_probs.numpy() - seen.log_probs.view(ratios.shape).numpy()
     assert np.abs(log_ratios).max() < 1e-4
+
+
+def test_what_cut_episodes_are_worth_is_said_anew():
+    env = vectorised(lambda: TimeLimit(noise(BOX, PLANE)(), 3))
+    agent = collected(small_agent("MlpPolicy", env, normalize_advantage=False))
+    earlier = kept(agent)
+    assert len(earlier.cuts.truncated) >= 6
+    (step, index) = place = earlier.cuts.truncated[1].tolist()
+    others = torch.arange(len(earlier.cuts.truncated)) != 1
+    cuts = replace(  # as if one of them had broken off
+        earlier.cuts,
+        truncated=earlier.cuts.truncated[others],
+        finals=earlier.cuts.finals[others],
+        broken=torch.tensor([place]),
+    )
+    earlier = replace(earlier, cuts=cuts)
+    moved(agent, 0.3)
+    expected, ratios = by_hand(agent, earlier)
+    found = weighed(agent, earlier, Reuse(largest_ratio=float("inf"))).advantages.view(expected.shape).numpy()
+    assert found[step, index] == 0
+    assert np.allclose(found, expected * ratios, atol=1e-5)
+    of_the_time = replace(cuts, rewards=torch.tensor(agent.rollout_buffer.rewards), truncated=cuts.truncated[:0])
+    stale = weighed(agent, replace(earlier, cuts=of_the_time), Reuse(largest_ratio=float("inf"))).advantages
+    assert not np.allclose(stale.view(expected.shape).numpy(), expected * ratios, atol=0.01), (
+        "the critic is another one"
+    )
 
 
 def test_of_the_present_policy_nothing_changes():
