@@ -198,6 +198,7 @@ def restore(agent: OnPolicyAlgorithm, checkpoint: Checkpoint) -> str | None:
         progress = checkpoint.progress
         agent.num_timesteps = checkpoint.timesteps
         agent._n_updates = progress["updates"]
+        agent._current_progress_remaining = progress.get("remaining", agent._current_progress_remaining)
         agent.ep_info_buffer = deque(maxlen=agent._stats_window_size)
         agent.ep_success_buffer = deque(progress.get("last_successes", ()), maxlen=agent._stats_window_size)
         agent.ep_info_buffer.extend({"r": r, "l": int(n), "t": 0.0} for r, n in progress["last_episodes"])
@@ -349,6 +350,7 @@ def _progress(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
     return {
         "timesteps": agent.num_timesteps,
         "updates": agent._n_updates,
+        "remaining": agent._current_progress_remaining,
         "last_episodes": [list(pair) for pair in episodes],
         "last_successes": [float(success) for success in agent.ep_success_buffer or ()],
         "seconds": seconds,

@@ -141,17 +141,20 @@ def read_csv(path: Path) -> list[Curve]:
     Raises:
         UsageError: If it is none.
     """
-    groups: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    groups: dict[tuple[str, str, int], list[list[tuple[float, float]]]] = {}
     try:
         for row in rundir.read_rows(path):
-            key = (row["env_id"], row["label"], int(row["seed"]))
-            groups.setdefault(key, []).append((float(row["timesteps"]), float(row["return"])))
+            runs = groups.setdefault((row["env_id"], row["label"], int(row["seed"])), [[]])
+            point = float(row["timesteps"]), float(row["return"])
+            if runs[-1] and point[0] < runs[-1][-1][0]:  # another run of the same label and seed
+                runs.append([])
+            runs[-1].append(point)
     except (KeyError, ValueError) as error:
         raise UsageError(f"{path} is no file of curves ({error}); its columns must be {', '.join(COLUMNS)}") from None
     if not groups:
         raise UsageError(f"{path} holds no curve; make one with scripts.plot RUN_DIR --csv FILE")
-    points = {key: np.array(sorted(pairs)) for key, pairs in groups.items()}
-    return [Curve(*key, pairs[:, 0], pairs[:, 1]) for key, pairs in points.items()]
+    points = [(key, np.array(pairs)) for key, runs in groups.items() for pairs in runs]
+    return [Curve(*key, pairs[:, 0], pairs[:, 1]) for key, pairs in points]
 
 
 def to_csv(curves: Iterable[Curve]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import CloudpickleWrapper, SubprocVecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs, _worker
 
 from envs.errors import WorldError
@@ -161,6 +161,12 @@ class SupervisedVecEnv(SubprocVecEnv):
             remote.close()
         self.closed = True
 
+    def _get_target_remotes(self, indices: VecEnvIndices) -> list[Any]:
+        lines = [_Line(self, index) for index in self._get_indices(indices)]
+        for place, line in enumerate(lines):
+            line.others = lines[place + 1 :]
+        return lines
+
     def _stepped(self, index: int) -> tuple[Any, float, bool, dict[str, Any], Any]:
         answer, fault = self._receive(index)
         if fault is None:
@@ -220,6 +226,31 @@ class SupervisedVecEnv(SubprocVecEnv):
         process.start()
         work_remote.close()
         self.remotes[index], self.processes[index] = remote, process
+
+
+class _Line:
+    """A worker's pipe, as Stable-Baselines3's `get_attr` and its like use it: a question to all, then their answers.
+
+    Args:
+        venv: Whose worker.
+        index: Which.
+    """
+
+    def __init__(self, venv: SupervisedVecEnv, index: int) -> None:
+        self._venv, self._index = venv, index
+        self.others: list[_Line] = []
+        """Those who are to answer after this one."""
+
+    def send(self, message: tuple[str, Any]) -> None:
+        self._venv._send(self._index, message)
+
+    def recv(self) -> Any:
+        answer, fault = self._venv._receive(self._index)
+        if fault is not None:
+            for other in self.others:  # an answer that nobody took would be the next question's
+                self._venv._receive(other._index)
+            raise WorldError(f"{fault[1]}; reset the environments, which starts another in its place")
+        return answer
 
 
 class _Telling(gym.Wrapper[Any, Any, Any, Any]):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -215,7 +215,7 @@ def _check_resumed(stored: RunConfig, final: Arguments) -> None:
 def _start(path: Path, config: RunConfig) -> checkpoint.Checkpoint | None:
     directory = rundir.existing(path)
     start = checkpoint.latest(directory, console.say)
-    if start is not None and start.timesteps >= config.total_timesteps and directory.result.exists():
+    if start is not None and start.timesteps >= config.total_timesteps and _is_told(directory, start):
         raise UsageError(
             f"{path} is complete, with {start.timesteps:,} of {config.total_timesteps:,} steps; to train on, name a "
             "larger --total-timesteps"
@@ -223,6 +223,12 @@ def _start(path: Path, config: RunConfig) -> checkpoint.Checkpoint | None:
     if start is None:
         console.say(f"{path} holds no checkpoint yet; training begins anew, with the same seed")
     return start
+
+
+def _is_told(directory: rundir.RunDirectory, end: checkpoint.Checkpoint) -> bool:
+    """Whether the result is of this end, and not of an earlier one that the run was extended from."""
+    result: Any = rundir.read_json(directory.result) if directory.result.exists() else {}
+    return isinstance(result, dict) and result.get("timesteps", -1) >= end.timesteps
 
 
 def _new_path(config: RunConfig) -> Path:

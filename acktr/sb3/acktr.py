@@ -231,16 +231,17 @@ class ACKTR(Discounting, OnPolicyAlgorithm):
     def train(self) -> None:
         """Update policy and value from the full rollout buffer."""
         buffer = self.rollout_buffer
+        # The last rollout may end beyond the total, where linear schedules would turn negative.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         broken = broken_buffer(buffer, self.ranks)
         if broken is not None:
             self.faults.lose(broken, alike=True)
+            self._hold_noise()
             return
         self.faults.forgive()
         # What a step moves has to be the same function in both of the passes that measure it: dropout and batch
         # normalisation act as in evaluation.
         self.policy.set_training_mode(False)
-        # The last rollout may end beyond the total, where linear schedules would turn negative.
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         self._update_learning_rate([each for each in self._optimizers() if isinstance(each, NaturalGradient)])
         of_critic = None if self._joint_network is not None else self.critic.curvature_examples
         # The first rows stand for all, unless all do, or drawn policies keep their environments' rows together.

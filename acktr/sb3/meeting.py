@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _TOLD = ("episode", "is_success")
 
 
+def _told(info: dict[str, Any]) -> dict[str, Any]:
+    """An episode's score, but none of one that an environment broke off, whatever a monitor around it has counted."""
+    return {} if info.get("broken_off") else {name: info[name] for name in _TOLD if name in info}
+
+
 def broken_buffer(buffer: RolloutBuffer, ranks: Ranks) -> str | None:
     """Look whether everyone's buffers can be learned from.
 
@@ -67,7 +72,7 @@ class Meeting:
             infos: one per environment.
             dones: whether the step ended their episodes.
         """
-        self._agent._update_info_buffer(infos, dones)
+        self._agent._update_info_buffer([_told(info) for info in infos], dones)
 
     def after(self, fill: Callable[[], bool]) -> bool:
         """Collect a rollout.
@@ -104,7 +109,7 @@ class RanksMeeting(Meeting):
             dones: whether the step ended their episodes.
         """
         for index, info in enumerate(infos):
-            said = {name: info[name] for name in _TOLD if name in info}
+            said = _told(info)
             if said:
                 place = self._agent.part.first + index
                 self._heard.append((self._agent.num_timesteps, place, said, bool(dones[index])))

@@ -56,6 +56,16 @@ def test_curves_survive_their_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.returns, curve.returns)
 
 
+def test_two_runs_of_one_seed_stay_two_curves_in_their_file(tmp_path: Path) -> None:
+    first = curves.Curve("A-v1", "acktr", 1, np.array([1.0, 5.0, 9.0]), np.array([1.0, 2.0, 3.0]))
+    second = curves.Curve("A-v1", "acktr", 1, np.array([2.0, 6.0]), np.array([-1.0, -2.0]))
+    path = tmp_path / "c.csv"
+    path.write_text(curves.to_csv([first, second]))
+    back = curves.read(path)
+    assert [curve.timesteps.tolist() for curve in back] == [[1, 5, 9], [2, 6]]
+    assert [curve.returns.tolist() for curve in back] == [[1, 2, 3], [-1, -2]]
+
+
 def test_a_band_covers_what_all_seeds_have_reached() -> None:
     def line(end: float, slope: float) -> curves.Curve:
         return curves.Curve("E", "l", 0, np.array([0.0, end]), np.array([0.0, end * slope]))

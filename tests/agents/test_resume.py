@@ -85,6 +85,29 @@ def test_a_stopped_run_goes_on_to_the_last_bit(whole: Path, tmp_path: Path, stop
     assert torment.differences(whole, path) == []
 
 
+@pytest.mark.parametrize(("lost", "stop"), [({1}, 2), ({1, 2}, 3), ({3}, 4)])
+def test_a_run_stopped_after_a_rollout_was_lost_does_so(
+    lost: set[int], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollouts that cannot be learned from, before the first update and later, under schedules of noise and γ."""
+    config = tiny(env_id="Pendulum-v1")
+    actor = replace(config.acktr.actor, log_std_final=-2.0, forgiven_noise=False, exploration_kl=0.0)
+    config = replace(config, acktr=replace(config.acktr, actor=actor))
+    begun: list[int] = []
+
+    def broken(*_: object) -> str | None:
+        begun.append(1)
+        return "lost" if len(begun) in lost else None
+
+    monkeypatch.setattr("acktr.sb3.acktr.broken_buffer", broken)
+    run(config, tmp_path / "one")
+    begun.clear()
+    with pytest.raises(callbacks.Interrupted):
+        run(config, tmp_path / "other", stop)
+    assert resume(config, tmp_path / "other") == []
+    assert torment.differences(tmp_path / "one", tmp_path / "other") == []
+
+
 @pytest.mark.parametrize(
     ("algorithm", "env_id"), [("ppo", "CartPole-v1"), ("a2c", "Pendulum-v1"), ("acktr", "Hopper-v5")]
 )

@@ -117,6 +117,22 @@ def test_workers_that_raise_and_die_are_replaced() -> None:
     assert all(score <= LENGTH for each in scores for score in each)
 
 
+def test_a_dead_worker_asked_for_an_attribute_is_told_and_leaves_no_answer_behind() -> None:
+    venv = SupervisedVecEnv([BUILD] * 3, "fork")
+    venv.reset()
+    assert [space.n for space in venv.get_attr("action_space")] == [5] * 3
+    assert venv.env_is_wrapped(Monitor) == [True] * 3
+    assert venv.env_method("get_wrapper_attr", "_steps", indices=[2, 0]) == [0, 0]
+    assert venv.has_attr("_steps") and not venv.has_attr("nonsense")
+    os.kill(venv.processes[1].pid, signal.SIGKILL)
+    for question in (lambda: venv.get_attr("action_space"), lambda: venv.env_is_wrapped(Monitor)):
+        with pytest.raises(WorldError, match=r"the process of environment 1 died .*; reset the environments"):
+            question()
+    assert venv.reset().shape == (3, 1)
+    assert len(venv.get_attr("action_space")) == 3
+    venv.close()
+
+
 def test_workers_that_hang_are_replaced_all_at_once() -> None:
     plan = np.zeros((12, 5), np.int64)
     plan[3], plan[8] = 3, 3

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 import acktr.curvature.kronecker.kfac
 from acktr.linalg import DecompositionError
@@ -163,6 +163,16 @@ def test_peers_of_stable_baselines_survive_and_count_too():
     agent.learn(640, log_of(agent).callbacks, log_interval=1)
     assert sum(memory.faults.values()) == 36
     assert all(torch.isfinite(p).all() for p in agent.policy.parameters())
+
+
+def test_a_monitor_around_the_guard_records_no_broken_episode():
+    plans = schedules(2, ["observation"], 10, 300)
+    env = VecMonitor(FiniteGuard(DummyVecEnv([lambda plan=plan: Scheduled(plan) for plan in plans]), 40))
+    agent = small_agent("MlpPolicy", env, n_steps=N_STEPS)
+    memory = logged(agent)
+    agent.learn(600)
+    assert memory.faults["observation"] > 5
+    assert {episode["l"] for episode in agent.ep_info_buffer} == {LENGTH}
 
 
 # ------------------------------------------------------------------------------------- without a guard

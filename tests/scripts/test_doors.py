@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,34 @@ def test_a_run_is_extended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         assert train.main(["--resume", path, *changed]) == 2
         told(capsys, told_of)
+
+
+def test_an_extended_run_that_was_stopped_before_its_result_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    assert train.main(["CartPole-v1", *TINY, *SHORT, "--run-dir", str(path)]) == 0
+    monkeypatch.setattr(rundir, "write_json", interrupted_at("result.json", rundir.write_json))
+    assert train.main(["--resume", str(path), "--total-timesteps", "192"]) == 130
+    monkeypatch.undo()
+    assert json.loads((path / "result.json").read_text())["timesteps"] == 128
+    capsys.readouterr()
+    assert train.main(["--resume", str(path)]) == 0
+    assert json.loads((path / "result.json").read_text())["timesteps"] == 192
+    capsys.readouterr()
+    assert train.main(["--resume", str(path)]) == 2
+    told(capsys, "is complete, with 192 of 192 steps")
+
+
+def interrupted_at(name: str, write: Callable[[Path, object], None]) -> Callable[[Path, object], None]:
+    """Writes all files but one, at which somebody gets impatient."""
+
+    def writing(path: Path, content: object) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    return writing
 
 
 def test_a_folder_that_takes_no_files(
