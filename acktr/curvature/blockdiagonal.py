@@ -152,7 +152,7 @@ class BlockDiagonal(NetworkCurvature):
     def _statistics(self, member: Member, record: Pass, grads: list[Tensors], rows: _Rows) -> Statistics:
         layer = member.layer
         assert layer is not None
-        activations, output_grads = record.inputs_of(layer.name), [grad[layer.name] for grad in grads]
+        activations, output_grads = record.rows_of(layer.name), [grad[layer.name] for grad in grads]
         shared = output_grads[0][0].numel() // layer.shape[0]
         keep = max(1, self.max_rows // shared)
         if keep < record.examples:

@@ -32,6 +32,9 @@ class DenseFisherCurvature(NetworkCurvature):
         settings: the choice.
         rules: blocks for parameters that choose their own, by the parameter's dotted name.
         max_rows: most examples of a batch that enter the matrix; beyond, a random subset stands for all.
+
+    Raises:
+        ValueError: if the network has no layer, or more parameters than the settings allow.
     """
 
     def __init__(
@@ -50,6 +53,10 @@ class DenseFisherCurvature(NetworkCurvature):
         self._others = BlockDiagonal(network, others, Diagonal(settings.ema), rules) if others else None
         self._sizes = [member.block.shape[0] * member.block.shape[1] for member in self._members]
         size = sum(self._sizes)
+        if not size:
+            raise ValueError(
+                "the network trains no Linear or Conv2d layer, and the dense Fisher is theirs; take Diagonal()"
+            )
         check_size(size, settings.max_parameters, "the network")
         self._block = DenseBlock((1, size), settings.ema)
         self._max_rows = max_rows
@@ -235,7 +242,7 @@ def _gradients(member: Member, record: Pass, grads: Tensor, rows: Tensor | None)
     """The examples' gradients by one layer's matrix, row after row, shape [N, o · i]."""
     layer = member.layer
     assert layer is not None
-    activations = record.inputs_of(layer.name)
+    activations = record.rows_of(layer.name)
     if rows is not None:
         activations, grads = activations[rows], grads[rows]
     matrices = layer.output_grads(grads.to(layer.dtype)).mT @ layer.inputs(activations.to(layer.dtype))
