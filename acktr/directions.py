@@ -106,7 +106,10 @@ class Directions(Passes):
         plain = self.rule.combination is None and self._buffers is None
         if plain and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
-            return Descent(negative(natural), self._ranks.agreed(float(form)))
+            quadratic = float(form)
+            if quadratic < 0:  # by rounding; ∇ᵀΔ is the form of the damped curvature, which bounds it
+                quadratic = sum(float((gradient[name] * t).sum()) for name, t in natural.items())
+            return Descent(negative(natural), self._ranks.agreed(quadratic))
         natural = self.curvature.solve(gradient, damping, linearisation)
         return self._combined(negative(natural), gradient, part, linearisation)
 

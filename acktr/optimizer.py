@@ -46,7 +46,7 @@ from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import Tensors, all_finite
-from acktr.trust_region import BlockMetric
+from acktr.trust_region import BlockMetric, is_form
 from acktr.wake import Wake, WakeQE
 
 _OF_PASSES = {"output", "statistics"}
@@ -290,7 +290,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     def _is_sound(self, descent: Descent) -> bool:
         # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if descent.quadratic is not None:
-            return math.isfinite(descent.quadratic)
+            return is_form(descent.quadratic)
         return self._ranks.all(all_finite(descent.tensors.values()))
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import pickle
 from math import isnan
 
@@ -36,11 +37,13 @@ from acktr.curvature import (
     RunningEKFAC,
     Tridiagonal,
 )
+from acktr.curvature.kronecker.kfac import FactoredBlock
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
+from acktr.trust_region import BlockMetric, trust_region_scale
 
 LOW_RANK = [
     SREKFAC(rank=2, oversampling=1),
@@ -345,6 +348,34 @@ def test_a_gradient_of_nan_is_skipped_counted_and_at_last_an_error(factory, orac
     train_step(optimizer, inputs, classes)
     assert all(torch.isfinite(p).all() for p in network.parameters())
     assert not same(network, before)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_form_that_rounding_made_negative_lifts_no_trust_region(momentum, oracle, monkeypatch):
+    network, inputs, classes = classification(oracle)
+    rule = StepRule(None, BlockMetric(), 0)
+    optimizer = NaturalGradient(network, Categorical(), FactoredKFAC(), radius=1e-6, rule=rule, momentum=momentum)
+    train_step(optimizer, inputs, classes)
+    assert optimizer.report.scale < 0.5
+    before, plain = snapshot(network), FactoredBlock.quadratic
+    monkeypatch.setattr(FactoredBlock, "quadratic", lambda *args: -1e-3 * plain(*args))
+    train_step(optimizer, inputs, classes)
+    if momentum:  # of a mixture of directions there is no bound at hand
+        assert optimizer.skipped == 1
+        assert same(network, before)
+    else:
+        slope = sum(
+            float((p.grad * (old - p.detach())).sum()) for p, old in zip(network.parameters(), before, strict=True)
+        )
+        scale = optimizer.report.scale
+        assert scale == pytest.approx((2e-6 / (slope / scale)) ** 0.5), "the damped form stands in"
+
+
+def test_only_a_form_tells_how_far():
+    found = [trust_region_scale(quadratic, 1.0, 3.0) for quadratic in (8.0, 0.0, -0.0)]
+    assert found == [0.5, 3.0, 3.0]
+    for quadratic in (-1e-30, -1.0, math.nan, math.inf, -math.inf):
+        assert not trust_region_scale(quadratic, 1.0, 3.0)
 
 
 def test_a_good_step_forgives_the_skips_before_it(oracle):

@@ -154,6 +154,26 @@ class DenseFisherCurvature(NetworkCurvature):
         rest = {} if self._others is None else self._others.solve(self._rest(tensors), damping)
         return {name: (own | rest)[name] for name in tensors}
 
+    def solve_with_form(
+        self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
+    ) -> tuple[Tensors, Tensor]:
+        """The damped solve X and its undamped form Xᵀ F̂ X.
+
+        Args:
+            tensors: one per trained parameter.
+            damping: > 0.
+            linearisation: not looked at.
+
+        Returns:
+            X, shaped like `tensors`, and a scalar tensor.
+        """
+        vector, form = self._block.solve_with_form(self._joined(tensors), damping)
+        solution = self._apart(vector, tensors)
+        if self._others is not None:
+            rest, others_form = self._others.solve_with_form(self._rest(tensors), damping)
+            solution, form = solution | rest, form + others_form
+        return {name: solution[name] for name in tensors}, form
+
     def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
         """F̂ applied to tensors, undamped.
 
