@@ -18,6 +18,7 @@ from acktr.objective import Foretold
 from acktr.passes import Passes
 from acktr.search import Search
 from acktr.step import Descent, StepRule
+from acktr.still import generator_states, still
 from acktr.tree import Tensors, negative
 from acktr.trust_region import BlockMetric
 from acktr.wake import InnerProblem, Wake, WakeQE, form_at, largest_scale
@@ -159,7 +160,7 @@ class Directions(Passes):
             return Descent(tensors, form_at(forms, scale) / scale**2)
         inner = InnerProblem(
             leaves=list(self._leaves),
-            run=lambda: outputs_of(self.network(*part.args)),
+            run=self._repeated(part),
             likelihood=self.likelihood,
             gradient=gradient,
             curvature=self.curvature.multiply_batch,
@@ -169,6 +170,16 @@ class Directions(Passes):
         )
         step = inner.improve({name: scale * t for name, t in tensors.items()}, wake)
         return self._as_descent({name: s / scale for name, s in step.items()}, part)
+
+    def _repeated(self, part: Pass) -> Callable[[], Outputs]:
+        """Runs the network on a pass's examples, every time with the same draws, from which it learns nothing."""
+        draws = part.draws or generator_states(self.network)
+
+        def run() -> Outputs:
+            with still(self.network, draws):
+                return outputs_of(self.network(*part.args))
+
+        return run
 
     def _solver_in(self, wake: Wake, linearisation: Linearisation) -> Callable[[Tensors], Tensors]:
         if not wake.quadratic:
