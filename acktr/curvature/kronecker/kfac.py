@@ -159,6 +159,18 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         """
         return self._damped(self._bases()[2], damping)
 
+    def effective_dimension(self, damping: float) -> Tensor:
+        """Σ S over what the damping makes of S, the cross terms' part of it included.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Scalar tensor.
+        """
+        scaling = self._bases()[2]
+        return (scaling / self._damped(scaling, damping)).sum()
+
     def condition(self) -> float:
         """Largest over mean entry of the scaling."""
         scaling = self._bases()[2]
