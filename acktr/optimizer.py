@@ -270,7 +270,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
 
     def _sound_descent(self, gradient: Tensors, part: Pass) -> Descent | None:
         """Which way; None, and counted, where that is not finite."""
-        broke = self.rule.combination is not None and not all_finite(gradient.values())
+        broke = self._looks_first and not all_finite(gradient.values())
         # Of a pass that broke no gradient was taken either: what `.grad` holds is of another one.
         if self._pass_broke or broke:
             self._skip("gradient")
@@ -287,8 +287,18 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             self._skip("direction" if all_finite(gradient.values()) else "gradient")
         return None
 
+    @property
+    def _looks_first(self) -> bool:
+        """Whether a gradient is looked at before anything is made of it.
+
+        Elsewhere the blocks' form of its direction is the one number that is read, and nothing is kept before. An exact
+        form tells of the outputs alone: what is not finite behind a unit that is off does not show in it.
+        """
+        rule = self.rule
+        plain = rule.combination is None and rule.curvature_damping is None and rule.wake is None
+        return not (plain and isinstance(rule.metric, BlockMetric) and self.curvature.forms_tell)
+
     def _is_sound(self, descent: Descent) -> bool:
-        # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
         if descent.quadratic is not None:
             return is_form(descent.quadratic)
         return self._ranks.all(all_finite(descent.tensors.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,7 +67,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         Whether there is none; a sum that overflows counts as infinite.
     """
     sums = [tensor.sum() for tensor in tensors]
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+    return not sums or math.isfinite(sum(torch.stack(sums).tolist()))
 
 
 def products_finite(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:

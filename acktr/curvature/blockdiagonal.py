@@ -64,6 +64,11 @@ class BlockDiagonal(NetworkCurvature):
         return all(rows is not None and rows.output_grads.shape[:2] == (1, examples) for rows in held)
 
     @property
+    def forms_tell(self) -> bool:
+        """Whether no block keeps something of gradients; forms are of the whole direction, dead units among it."""
+        return not self._followers and not any(member.block.remembers for member in self.members)
+
+    @property
     def ready(self) -> bool:
         """Whether every block can solve."""
         return all(member.block.ready for member in self.members)
