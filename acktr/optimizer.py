@@ -45,7 +45,7 @@ from acktr.objective import Loss, Objective, number
 from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import Tensors, all_finite
+from acktr.tree import Tensors, all_finite, cast_like
 from acktr.trust_region import BlockMetric, is_form
 from acktr.wake import Wake, WakeQE
 
@@ -383,18 +383,20 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, to the last bit where there are as many ranks.
 
+        As in torch.optim, tensors come to the parameters' device and type.
+
         Args:
             state_dict: of an optimizer of the same network and curvature; any other is refused.
         """
         check_identity(self._identity, state_dict)
         natural = state_dict["natural"]
+        self.curvature.load_state_dict(cast_like(natural["curvature"], self._leaves))
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
-        self.curvature.load_state_dict(natural["curvature"])
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         self.causes = dict(natural.get("causes", {}))  # older files have none
         self._search.ratio = natural["ratio"]
         if self._wake is not None:
-            self._wake.load_state_dict(natural["wake"])
+            self._wake.load_state_dict(cast_like(natural["wake"], self._leaves))
         generators = [natural["generator"], *natural.get("others", [])]
         known = len(generators) == self._ranks.size
         self._generator.set_state(generators[self._ranks.rank if known else 0].cpu())

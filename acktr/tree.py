@@ -32,6 +32,23 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def cast_like(tree: Any, tensors: Iterable[Tensor]) -> Any:
+    """Bring a nest to where some tensors are, and its floating point numbers to their type, as torch's optimizers do.
+
+    Args:
+        tree: nested tuples, lists and dictionaries.
+        tensors: whose type and device are wanted; where they differ among themselves, the nest stays as it is.
+
+    Returns:
+        The same nest; what fits already is not copied.
+    """
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    if len(kinds) != 1:
+        return tree
+    dtype, device = kinds.pop()
+    return map_tensors(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), tree)
+
+
 def take_rows(tree: Any, rows: Tensor | slice) -> Any:
     """Keep the given examples of every tensor in the nest.
 

@@ -127,6 +127,32 @@ def test_ten_steps_after_restoring_are_the_same_to_the_last_bit(rule, momentum, 
     assert optimizer._steps == restored._steps == 15
 
 
+EACH = [("default", factory) for factory in FACTORIES + OTHERS] + [("wake QE", factory) for factory in FACTORIES]
+
+
+@pytest.mark.parametrize(("rule", "factory"), EACH, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+def test_a_state_comes_to_the_type_of_the_parameters(rule, factory):
+    """From single to double precision and back: what is loaded is what was saved, and the run goes on."""
+    single = network().float()
+    optimizer = optimizer_of(single, factory, (RULES | WAKES)[rule], 0.9)
+    run(optimizer, [(inputs.float(), classes) for inputs, classes in batches(3)])
+    saved = through_a_file(optimizer.state_dict())
+    twin = copy.deepcopy(single).double()
+    restored = optimizer_of(twin, factory, (RULES | WAKES)[rule], 0.9)
+    restored.load_state_dict(saved)
+    state = restored.state_dict()["natural"]
+    for part in ("curvature", "wake"):
+        for mine, other in zip(tensors(state[part]), tensors(saved["natural"][part]), strict=True):
+            assert mine.dtype == torch.float64 if mine.is_floating_point() else mine.dtype == other.dtype
+            assert torch.equal(mine, other.to(mine.dtype))
+    run(restored, batches(2))
+    assert not restored.skipped
+    back = optimizer_of(single, factory, (RULES | WAKES)[rule], 0.9)
+    back.load_state_dict(through_a_file(restored.state_dict()))
+    run(back, [(inputs.float(), classes) for inputs, classes in batches(2)])
+    assert not back.skipped
+
+
 @pytest.mark.parametrize("left_out", ["curvature", "counters", "generator", "state", "wake"])
 def test_every_part_of_the_state_is_needed(left_out):
     rule = StepRule(cold_start=7, combination=LayerCombination(previous_step=True), wake=WakeSO())
