@@ -383,7 +383,8 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, to the last bit where there are as many ranks.
 
-        As in torch.optim, tensors come to the parameters' device and type.
+        As in torch.optim, tensors come to the parameters' device and type. What the rule of steps asks for and the
+        state does not hold, because it was saved under another rule, begins anew.
 
         Args:
             state_dict: of an optimizer of the same network and curvature; any other is refused.
@@ -391,12 +392,17 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         check_identity(self._identity, state_dict)
         natural = state_dict["natural"]
         self.curvature.load_state_dict(cast_like(natural["curvature"], self._leaves))
+        own = dict(self.param_groups[0])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
+        for name, value in own.items():
+            self.param_groups[0].setdefault(name, value)
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         self.causes = dict(natural.get("causes", {}))  # older files have none
         self._search.ratio = natural["ratio"]
         if self._wake is not None:
-            self._wake.load_state_dict(cast_like(natural["wake"], self._leaves))
+            self._wake = Wake(self._wake.rule)
+            if natural["wake"] is not None:
+                self._wake.load_state_dict(cast_like(natural["wake"], self._leaves))
         generators = [natural["generator"], *natural.get("others", [])]
         known = len(generators) == self._ranks.size
         self._generator.set_state(generators[self._ranks.rank if known else 0].cpu())

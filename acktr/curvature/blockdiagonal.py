@@ -307,13 +307,22 @@ class BlockDiagonal(NetworkCurvature):
             state: what `state_dict` returned.
 
         Raises:
-            ValueError: if it is the state of other blocks.
+            ValueError: if it is the state of other blocks, or of other settings of these; then nothing is restored.
         """
         names = {member.name for member in self.members}
         if names != set(state):
             raise ValueError(f"curvature state is of blocks {sorted(state)}, this network has {sorted(names)}")
+        before = {member.name: member.block.state_dict() for member in self.members}
         for member in self.members:
-            member.block.load_state_dict(state[member.name])
+            try:
+                member.block.load_state_dict(state[member.name])
+            except Exception as error:  # whatever comes of reading what somebody else has written
+                for other in self.members:
+                    other.block.load_state_dict(before[other.name])
+                raise ValueError(
+                    f"the state of '{member.name}' was saved under other settings of the curvature and does not fit "
+                    f"its {type(member.block).__name__} ({error!r:.80}); take the settings it was saved under"
+                ) from error
 
 
 class _Rows:

@@ -197,9 +197,11 @@ class ExactCGCurvature(NetworkCurvature):
         """
         if state.keys() != {"previous", "preconditioner"}:
             raise ValueError(f"curvature state is of {sorted(state)}, not of conjugate gradients")
-        self._previous = None if state["previous"] is None else state["previous"].clone()
         if self._preconditioner is not None:
+            if state["preconditioner"] is None:
+                raise ValueError("the state was saved without a preconditioner; leave it out, or begin anew with one")
             self._preconditioner.load_state_dict(state["preconditioner"])
+        self._previous = None if state["previous"] is None else state["previous"].clone()
 
     def _flat(self, tensors: Tensors) -> Tensor:
         return torch.cat([tensors[name].reshape(-1) for name in self._shapes])
