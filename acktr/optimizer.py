@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from acktr.capture import Pass
-from acktr.checks import check_identity, check_numbers, check_parts, identity
+from acktr.checks import check_identity, check_numbers, check_parts, check_types, identity
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.damping import LevenbergMarquardt
 from acktr.directions import Directions
@@ -77,7 +77,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         seed: of the optimizer's own generator, from which targets and subsets are drawn.
 
     Raises:
-        ValueError: if a hyperparameter is out of range or nothing is trained.
+        ValueError: if a hyperparameter is out of range, nothing is trained, or a parameter is in half precision.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self._averaged = isinstance(network, DistributedDataParallel)
         network = network.module if isinstance(network, DistributedDataParallel) else network
         trained = trained_parameters(network, parameters)
+        check_types(trained)
         self.fisher = fisher or SampledFisher()
         if not callable(self.fisher):
             raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")

@@ -149,6 +149,24 @@ def test_a_dense_fisher_needs_a_layer():
         NaturalGradient(nn.Embedding(6, 3), Categorical(), DenseFisher())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_by_the_parameter_s_name(dtype):
+    network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4).to(dtype)).float()
+    network[1].weight.data = network[1].weight.data.to(dtype)
+    with pytest.raises(ValueError, match=rf"'1\.weight' is in {dtype}, .* parameters in float32.*torch\.autocast"):
+        NaturalGradient(network, Categorical(), KFAC())
+    network[1].weight.requires_grad_(False)
+    NaturalGradient(network, Categorical(), KFAC())
+    network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)).float()
+    optimizer = NaturalGradient(network, Categorical(), KFAC())
+    with torch.autocast("cpu", dtype), optimizer.recording():  # the remedy
+        logits = network(torch.randn(16, 3).float())
+    optimizer.update_curvature()
+    F.cross_entropy(logits.float(), torch.zeros(16, dtype=torch.long)).backward()
+    optimizer.step()
+    assert optimizer.report.scale > 0
+
+
 def test_a_parameter_that_is_frozen_later_is_named():
     optimizer = stepped(built())
     optimizer.network[2].bias.requires_grad_(False)
