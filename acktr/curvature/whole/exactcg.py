@@ -112,20 +112,20 @@ class ExactCGCurvature(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        around = _needed(linearisation)
+        around, right = _needed(linearisation), self._flat(tensors)
+        size = float(right.abs().max()) or 1.0
 
         def product(vector: Tensor) -> Tensor:
             return torch.add(self._flat(around.multiply(self._unflat(vector))), vector, alpha=damping)
 
         start = None if self._previous is None else self._settings.warm_start * self._previous
-        solution = conjugate_gradient(
-            product, self._flat(tensors), self._settings.stop, start, self._preconditioning(damping)
-        )
+        # Of entries of order one, squares neither overflow nor vanish.
+        solution = conjugate_gradient(product, right / size, self._settings.stop, start, self._preconditioning(damping))
         self.last = solution
         if self._settings.warm_start:
             # One that is not finite is no start: the search for a step will refuse it.
             self._previous = solution.tensor if bool(torch.isfinite(solution.tensor).all()) else None
-        return self._unflat(solution.tensor)
+        return self._unflat(size * solution.tensor)
 
     def _preconditioning(self, damping: float) -> Operator | None:
         inner = self._preconditioner
