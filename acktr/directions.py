@@ -211,12 +211,17 @@ class Directions(Passes):
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part, self._ranks)
 
-    def _remember(self, direction: Tensors, scale: float, start: list[Tensor], part: Pass) -> None:
+    def _bent(self, descent: Descent, part: Pass) -> Tensors:
+        """(F̂ + λ)Δ, which a wake goes by; to be taken before the network moves, for an exact F moves with it."""
+        if self._wake is None:
+            return {}
+        product = self.curvature.multiply(descent.tensors, self._linearisation(part))
+        return {name: product[name] + self._damping * d for name, d in descent.tensors.items()}
+
+    def _remember(self, direction: Tensors, scale: float, start: list[Tensor], bent: Tensors) -> None:
         """Keep what the next step builds on."""
         if self._wake is not None:
-            step = {name: scale * d for name, d in direction.items()}
-            bent = self.curvature.multiply(step, self._linearisation(part))
-            self._wake.moved({name: bent[name] + self._damping * s for name, s in step.items()}, scale, start)
+            self._wake.moved({name: scale * b for name, b in bent.items()}, scale, start)
         if self.param_groups[0]["momentum"]:
             for name, p in self.parameters.items():
                 self.state[p]["momentum_buffer"] = direction[name]

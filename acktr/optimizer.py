@@ -329,6 +329,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """How far."""
         group, rule, search = self.param_groups[0], self.rule, self._search
         bounds, form = Bounds(group["radius"], group["lr"]), self._block_form(descent, part)
+        bent = self._bent(descent, part)
         start = [p.clone() for p in self._leaves] if isinstance(rule.wake, WakeQE) else []
         if rule.line_search is not None and objective is not None:
             search.move_improving(descent, bounds, record, self.likelihood, objective, before, rule.line_search)
@@ -341,7 +342,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return
         search.report = replace(search.report, kl_block=0.5 * search.report.scale**2 * form)
         self._skipped_in_a_row = 0
-        self._remember(descent.tensors, search.report.scale, start, part)
+        self._remember(descent.tensors, search.report.scale, start, bent)
 
     @property
     def _measures(self) -> bool:

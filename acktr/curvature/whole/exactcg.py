@@ -158,6 +158,17 @@ class ExactCGCurvature(NetworkCurvature):
         """
         return _needed(linearisation).fisher_form(tensors)
 
+    def multiply_batch(self, tensors: Tensors) -> Tensors:
+        """Refuse: who asks for it moves the network meanwhile.
+
+        Args:
+            tensors: unused.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("WakeQE moves the network within a step, and the exact Fisher with it; take WakeQ or WakeSO")
+
     def split(self, tensors: Tensors) -> list[Tensors]:
         """The whole: F knows how the layers move together.
 
