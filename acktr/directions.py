@@ -19,8 +19,8 @@ from acktr.passes import Passes
 from acktr.search import Search
 from acktr.step import Descent, StepRule
 from acktr.still import generator_states, still
-from acktr.tree import Tensors, negative
-from acktr.trust_region import BlockMetric
+from acktr.tree import Tensors, all_finite, negative
+from acktr.trust_region import BlockMetric, is_form
 from acktr.wake import InnerProblem, Wake, WakeQE, form_at, largest_scale
 
 
@@ -99,6 +99,22 @@ class Directions(Passes):
             found.append((reduction if math.isfinite(reduction) else math.inf, damping, descent))
         _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
         return descent
+
+    @property
+    def _looks_first(self) -> bool:
+        """Whether a gradient is looked at before anything is made of it.
+
+        Elsewhere the blocks' form of its direction is the one number that is read, and nothing is kept before. An exact
+        form tells of the outputs alone: what is not finite behind a unit that is off does not show in it.
+        """
+        rule = self.rule
+        plain = rule.combination is None and rule.curvature_damping is None and rule.wake is None
+        return not (plain and isinstance(rule.metric, BlockMetric) and self.curvature.forms_tell)
+
+    def _is_sound(self, descent: Descent) -> bool:
+        if descent.quadratic is not None:
+            return is_form(descent.quadratic)
+        return self._ranks.all(all_finite(descent.tensors.values()))
 
     def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
         """The natural gradient with a damping of the curvature's own, rescaled by the model's."""

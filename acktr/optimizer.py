@@ -46,7 +46,7 @@ from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
 from acktr.tree import Tensors, all_finite, cast_like
-from acktr.trust_region import BlockMetric, is_form
+from acktr.trust_region import BlockMetric
 from acktr.wake import Wake, WakeQE
 
 _OF_PASSES = {"output", "statistics"}
@@ -287,22 +287,6 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
                 return descent
             self._skip("direction" if all_finite(gradient.values()) else "gradient")
         return None
-
-    @property
-    def _looks_first(self) -> bool:
-        """Whether a gradient is looked at before anything is made of it.
-
-        Elsewhere the blocks' form of its direction is the one number that is read, and nothing is kept before. An exact
-        form tells of the outputs alone: what is not finite behind a unit that is off does not show in it.
-        """
-        rule = self.rule
-        plain = rule.combination is None and rule.curvature_damping is None and rule.wake is None
-        return not (plain and isinstance(rule.metric, BlockMetric) and self.curvature.forms_tell)
-
-    def _is_sound(self, descent: Descent) -> bool:
-        if descent.quadratic is not None:
-            return is_form(descent.quadratic)
-        return self._ranks.all(all_finite(descent.tensors.values()))
 
     @property
     def _adapts(self) -> bool:
