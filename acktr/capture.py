@@ -53,6 +53,26 @@ class Pass(ABC):
             Shape [N, ...].
         """
 
+    def rows_of(self, layer: str) -> Tensor:
+        """What a layer was called with, example by example.
+
+        Args:
+            layer: its name.
+
+        Returns:
+            Shape [N, ...].
+
+        Raises:
+            ValueError: if the first axis is not the batch's: then no row says which example it belongs to.
+        """
+        inputs = self.inputs_of(layer)
+        if inputs.shape[0] != self.examples:
+            raise ValueError(
+                f"layer '{layer}' was called with shape {list(inputs.shape)}, whose first axis is not that of the "
+                f"{self.examples} examples; give it [{self.examples}, ...], batch first and unflattened, or freeze it"
+            )
+        return inputs
+
     @abstractmethod
     def pull_back(self, seed: Outputs, layers: Sequence[str], free: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Gradients at the layers' outputs per example, and of parameters summed over examples; `.grad` is not touched.

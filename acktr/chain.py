@@ -164,7 +164,9 @@ class Chain:
         """
         plain = len(args) == 1 and isinstance(args[0], Tensor) and args[0].dtype == self._dtype
         # Layers see two axes here; with more, what is shared over places goes by autograd.
-        flat = plain and (args[0].dim() == 2 or type(self._modules[0]) is nn.Flatten)
+        first = self._modules[0]
+        flattened = type(first) is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1)
+        flat = plain and (args[0].dim() == 2 or flattened)
         return flat and not any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in self._called
         )

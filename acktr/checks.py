@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -26,6 +27,23 @@ def check_parts(network: object, likelihood: object, curvature: object) -> None:
         raise TypeError(f"the likelihood is an object such as Categorical(), got {likelihood!r:.80}")
     if isinstance(curvature, type):
         raise TypeError(f"the curvature is an object, got the class; write {curvature.__name__}()")
+
+
+def check_types(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Hold parameters' types against what decompositions are made in.
+
+    Args:
+        parameters: the trained ones, by dotted name.
+
+    Raises:
+        ValueError: if one is in neither single nor double precision.
+    """
+    for name, parameter in parameters.items():
+        if parameter.dtype not in {torch.float32, torch.float64}:
+            raise ValueError(
+                f"'{name}' is in {parameter.dtype}, and a curvature is decomposed in float32 or float64: keep the "
+                "parameters in float32, and run the network under torch.autocast"
+            )
 
 
 def check_numbers(**values: float) -> None:

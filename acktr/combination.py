@@ -114,7 +114,8 @@ def solve_coefficients(system: Tensor, right: Tensor, ridge: float) -> Tensor:
     """
     scale = system.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0)
-    scaled = inverse[:, None] * system * inverse + ridge * torch.eye(len(right), dtype=system.dtype)
+    # A column of zeros has no coefficient to solve for, and must not make the system singular.
+    scaled = inverse[:, None] * system * inverse + torch.diag(ridge + (scale == 0).to(system.dtype))
     solution: Tensor = torch.linalg.solve(scaled, inverse * right)
     return inverse * solution
 

@@ -18,8 +18,9 @@ from acktr.objective import Foretold
 from acktr.passes import Passes
 from acktr.search import Search
 from acktr.step import Descent, StepRule
-from acktr.tree import Tensors, negative
-from acktr.trust_region import BlockMetric
+from acktr.still import generator_states, still
+from acktr.tree import Tensors, all_finite, negative
+from acktr.trust_region import BlockMetric, is_form
 from acktr.wake import InnerProblem, Wake, WakeQE, form_at, largest_scale
 
 
@@ -99,6 +100,22 @@ class Directions(Passes):
         _, group["curvature_damping"], descent = min(found, key=lambda each: each[0])
         return descent
 
+    @property
+    def _looks_first(self) -> bool:
+        """Whether a gradient is looked at before anything is made of it.
+
+        Elsewhere the blocks' form of its direction is the one number that is read, and nothing is kept before. An exact
+        form tells of the outputs alone: what is not finite behind a unit that is off does not show in it.
+        """
+        rule = self.rule
+        plain = rule.combination is None and rule.curvature_damping is None and rule.wake is None
+        return not (plain and isinstance(rule.metric, BlockMetric) and self.curvature.forms_tell)
+
+    def _is_sound(self, descent: Descent) -> bool:
+        if descent.quadratic is not None:
+            return is_form(descent.quadratic)
+        return self._ranks.all(all_finite(descent.tensors.values()))
+
     def _natural(self, gradient: Tensors, part: Pass, damping: float) -> Descent:
         """The natural gradient with a damping of the curvature's own, rescaled by the model's."""
         linearisation = self._linearisation(part)
@@ -106,7 +123,10 @@ class Directions(Passes):
         plain = self.rule.combination is None and self._buffers is None
         if plain and isinstance(self.rule.metric, BlockMetric):
             natural, form = self.curvature.solve_with_form(gradient, damping, linearisation)
-            return Descent(negative(natural), self._ranks.agreed(float(form)))
+            quadratic = float(form)
+            if quadratic < 0:  # by rounding; ∇ᵀΔ is the form of the damped curvature, which bounds it
+                quadratic = sum(float((gradient[name] * t).sum()) for name, t in natural.items())
+            return Descent(negative(natural), self._ranks.agreed(quadratic))
         natural = self.curvature.solve(gradient, damping, linearisation)
         return self._combined(negative(natural), gradient, part, linearisation)
 
@@ -156,7 +176,7 @@ class Directions(Passes):
             return Descent(tensors, form_at(forms, scale) / scale**2)
         inner = InnerProblem(
             leaves=list(self._leaves),
-            run=lambda: outputs_of(self.network(*part.args)),
+            run=self._repeated(part),
             likelihood=self.likelihood,
             gradient=gradient,
             curvature=self.curvature.multiply_batch,
@@ -166,6 +186,16 @@ class Directions(Passes):
         )
         step = inner.improve({name: scale * t for name, t in tensors.items()}, wake)
         return self._as_descent({name: s / scale for name, s in step.items()}, part)
+
+    def _repeated(self, part: Pass) -> Callable[[], Outputs]:
+        """Runs the network on a pass's examples, every time with the same draws, from which it learns nothing."""
+        draws = part.draws or generator_states(self.network)
+
+        def run() -> Outputs:
+            with still(self.network, draws):
+                return outputs_of(self.network(*part.args))
+
+        return run
 
     def _solver_in(self, wake: Wake, linearisation: Linearisation) -> Callable[[Tensors], Tensors]:
         if not wake.quadratic:
@@ -197,12 +227,17 @@ class Directions(Passes):
     def _linearisation(self, part: Pass) -> Linearisation:
         return Linearisation(self.network, self.parameters, part.args, self.likelihood, part, self._ranks)
 
-    def _remember(self, direction: Tensors, scale: float, start: list[Tensor], part: Pass) -> None:
+    def _bent(self, descent: Descent, part: Pass) -> Tensors:
+        """(F̂ + λ)Δ, which a wake goes by; to be taken before the network moves, for an exact F moves with it."""
+        if self._wake is None:
+            return {}
+        product = self.curvature.multiply(descent.tensors, self._linearisation(part))
+        return {name: product[name] + self._damping * d for name, d in descent.tensors.items()}
+
+    def _remember(self, direction: Tensors, scale: float, start: list[Tensor], bent: Tensors) -> None:
         """Keep what the next step builds on."""
         if self._wake is not None:
-            step = {name: scale * d for name, d in direction.items()}
-            bent = self.curvature.multiply(step, self._linearisation(part))
-            self._wake.moved({name: bent[name] + self._damping * s for name, s in step.items()}, scale, start)
+            self._wake.moved({name: scale * b for name, b in bent.items()}, scale, start)
         if self.param_groups[0]["momentum"]:
             for name, p in self.parameters.items():
                 self.state[p]["momentum_buffer"] = direction[name]

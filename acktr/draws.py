@@ -79,7 +79,8 @@ class Draws(Passes):
         """Draw weights for the passes inside, forwards and backwards; the mean is back afterwards.
 
         Entered several times before a step, the step takes the mean over the draws of the gradients that add up in
-        `.grad`; the first of them clears what was there, and nobody else may in between.
+        `.grad`; the first of them clears what was there, and nobody else may in between. A draw that an exception ends
+        counts for nothing.
 
         Yields:
             Nothing.
@@ -87,12 +88,19 @@ class Draws(Passes):
         if not self._draws:
             for p in self._leaves:
                 p.grad = None
+        whole = self._draws, self._total, [None if p.grad is None else p.grad.clone() for p in self._leaves]
         self._deviation = self._noise(self._generator)
         with self._moved(self._deviation):
             self._draws += 1
             before = self._total or [torch.zeros_like(p) for p in self._leaves]
             self._total = [total + p.detach() for total, p in zip(before, self._leaves, strict=True)]
-            yield
+            try:
+                yield
+            except BaseException:
+                self._draws, self._total, grads = whole
+                for p, grad in zip(self._leaves, grads, strict=True):
+                    p.grad = grad
+                raise
 
     @contextmanager
     def _moved(self, noise: Tensors) -> Iteration[None]:

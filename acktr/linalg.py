@@ -6,6 +6,7 @@ finiteness is therefore checked before and after, and failures climb a ladder of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -230,6 +231,19 @@ def split_damping(output_mean: Tensor, input_mean: Tensor, damping: float) -> tu
     pi = ratio.sqrt().clamp(1e-8, 1e8)
     root = damping**0.5
     return root / pi, root * pi
+
+
+def form_or(form: Tensor, other: Tensor) -> Tensor:
+    """A quadratic form where rounding left it one, positive and finite.
+
+    Args:
+        form: scalar.
+        other: what stands in for it, scalar.
+
+    Returns:
+        Scalar tensor.
+    """
+    return torch.where((form > 0) & (form < math.inf), form, other)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from acktr.capture import Pass
-from acktr.checks import check_identity, check_numbers, check_parts, identity
+from acktr.checks import check_identity, check_numbers, check_parts, check_types, identity
 from acktr.curvature import EKFAC, BlockRule, Curvature, curvature_over
 from acktr.damping import LevenbergMarquardt
 from acktr.directions import Directions
@@ -45,7 +45,7 @@ from acktr.objective import Loss, Objective, number
 from acktr.passes import SEEDS_APART, trained_parameters
 from acktr.search import Bounds, Search
 from acktr.step import Descent, StepReport, StepRule
-from acktr.tree import Tensors, all_finite
+from acktr.tree import Tensors, all_finite, cast_like
 from acktr.trust_region import BlockMetric
 from acktr.wake import Wake, WakeQE
 
@@ -77,7 +77,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         seed: of the optimizer's own generator, from which targets and subsets are drawn.
 
     Raises:
-        ValueError: if a hyperparameter is out of range or nothing is trained.
+        ValueError: if a hyperparameter is out of range, nothing is trained, or a parameter is in half precision.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         self._averaged = isinstance(network, DistributedDataParallel)
         network = network.module if isinstance(network, DistributedDataParallel) else network
         trained = trained_parameters(network, parameters)
+        check_types(trained)
         self.fisher = fisher or SampledFisher()
         if not callable(self.fisher):
             raise ValueError(f"fisher must be a choice such as SampledFisher() or ExactFisher(), got {fisher!r}")
@@ -270,7 +271,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
 
     def _sound_descent(self, gradient: Tensors, part: Pass) -> Descent | None:
         """Which way; None, and counted, where that is not finite."""
-        broke = self.rule.combination is not None and not all_finite(gradient.values())
+        broke = self._looks_first and not all_finite(gradient.values())
         # Of a pass that broke no gradient was taken either: what `.grad` holds is of another one.
         if self._pass_broke or broke:
             self._skip("gradient")
@@ -286,12 +287,6 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
                 return descent
             self._skip("direction" if all_finite(gradient.values()) else "gradient")
         return None
-
-    def _is_sound(self, descent: Descent) -> bool:
-        # Whatever is not finite in a gradient or a direction shows in its form: one number to look at.
-        if descent.quadratic is not None:
-            return math.isfinite(descent.quadratic)
-        return self._ranks.all(all_finite(descent.tensors.values()))
 
     @property
     def _adapts(self) -> bool:
@@ -318,6 +313,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
         """How far."""
         group, rule, search = self.param_groups[0], self.rule, self._search
         bounds, form = Bounds(group["radius"], group["lr"]), self._block_form(descent, part)
+        bent = self._bent(descent, part)
         start = [p.clone() for p in self._leaves] if isinstance(rule.wake, WakeQE) else []
         if rule.line_search is not None and objective is not None:
             search.move_improving(descent, bounds, record, self.likelihood, objective, before, rule.line_search)
@@ -330,7 +326,7 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
             return
         search.report = replace(search.report, kl_block=0.5 * search.report.scale**2 * form)
         self._skipped_in_a_row = 0
-        self._remember(descent.tensors, search.report.scale, start, part)
+        self._remember(descent.tensors, search.report.scale, start, bent)
 
     @property
     def _measures(self) -> bool:
@@ -373,18 +369,26 @@ class NaturalGradient(Directions, torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, to the last bit where there are as many ranks.
 
+        As in torch.optim, tensors come to the parameters' device and type. What the rule of steps asks for and the
+        state does not hold, because it was saved under another rule, begins anew.
+
         Args:
             state_dict: of an optimizer of the same network and curvature; any other is refused.
         """
         check_identity(self._identity, state_dict)
         natural = state_dict["natural"]
+        self.curvature.load_state_dict(cast_like(natural["curvature"], self._leaves))
+        own = dict(self.param_groups[0])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "natural"})
-        self.curvature.load_state_dict(natural["curvature"])
+        for name, value in own.items():
+            self.param_groups[0].setdefault(name, value)
         self._passes, self._updates, self._steps, self.skipped, self._skipped_in_a_row = natural["counters"]
         self.causes = dict(natural.get("causes", {}))  # older files have none
         self._search.ratio = natural["ratio"]
         if self._wake is not None:
-            self._wake.load_state_dict(natural["wake"])
+            self._wake = Wake(self._wake.rule)
+            if natural["wake"] is not None:
+                self._wake.load_state_dict(cast_like(natural["wake"], self._leaves))
         generators = [natural["generator"], *natural.get("others", [])]
         known = len(generators) == self._ranks.size
         self._generator.set_state(generators[self._ranks.rank if known else 0].cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,6 +30,23 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, (tuple, list)):
         return type(tree)(map_tensors(function, value) for value in tree)
     return tree
+
+
+def cast_like(tree: Any, tensors: Iterable[Tensor]) -> Any:
+    """Bring a nest to where some tensors are, and its floating point numbers to their type, as torch's optimizers do.
+
+    Args:
+        tree: nested tuples, lists and dictionaries.
+        tensors: whose type and device are wanted; where they differ among themselves, the nest stays as it is.
+
+    Returns:
+        The same nest; what fits already is not copied.
+    """
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    if len(kinds) != 1:
+        return tree
+    dtype, device = kinds.pop()
+    return map_tensors(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), tree)
 
 
 def take_rows(tree: Any, rows: Tensor | slice) -> Any:
@@ -66,7 +84,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         Whether there is none; a sum that overflows counts as infinite.
     """
     sums = [tensor.sum() for tensor in tensors]
-    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+    return not sums or math.isfinite(sum(torch.stack(sums).tolist()))
 
 
 def products_finite(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:

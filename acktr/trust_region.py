@@ -24,6 +24,18 @@ class BlockMetric:
 StepMetric = ExactMetric | BlockMetric
 
 
+def is_form(quadratic: float) -> bool:
+    """Whether a number can be a form: rounding may leave less than nothing of one, which tells no distance.
+
+    Args:
+        quadratic: Δᵀ F Δ.
+
+    Returns:
+        Whether it is finite and not negative.
+    """
+    return 0 <= quadratic < math.inf
+
+
 def trust_region_scale(quadratic: float, radius: float, max_scale: float) -> float:
     """η = min(η_max, √(2δ / quadratic)).
 
@@ -33,11 +45,11 @@ def trust_region_scale(quadratic: float, radius: float, max_scale: float) -> flo
         max_scale: η_max, ≥ 0.
 
     Returns:
-        η in [0, η_max]; 0 if the form is not finite, because then no step is known to be safe.
+        η in [0, η_max]; 0 if the form is negative or not finite, because then no step is known to be safe.
     """
-    if not math.isfinite(quadratic):
+    if not is_form(quadratic):
         return 0.0
-    return max_scale if quadratic <= 0 else min(max_scale, math.sqrt(2 * radius / quadratic))
+    return max_scale if quadratic == 0 else min(max_scale, math.sqrt(2 * radius / quadratic))
 
 
 def corrected_scale(scale: float, measured: float, radius: float, max_scale: float) -> float:

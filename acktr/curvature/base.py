@@ -120,6 +120,8 @@ class Block(ABC):
     """All such refreshes of this block's life."""
     basis_age = 0
     """Updates since the decomposition in use was made."""
+    remembers = False
+    """Whether a solve builds on the one before it."""
 
     @abstractmethod
     def update(self, statistics: Statistics) -> None:

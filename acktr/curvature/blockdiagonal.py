@@ -64,6 +64,11 @@ class BlockDiagonal(NetworkCurvature):
         return all(rows is not None and rows.output_grads.shape[:2] == (1, examples) for rows in held)
 
     @property
+    def forms_tell(self) -> bool:
+        """Whether no block keeps something of gradients; forms are of the whole direction, dead units among it."""
+        return not self._followers and not any(member.block.remembers for member in self.members)
+
+    @property
     def ready(self) -> bool:
         """Whether every block can solve."""
         return all(member.block.ready for member in self.members)
@@ -152,7 +157,7 @@ class BlockDiagonal(NetworkCurvature):
     def _statistics(self, member: Member, record: Pass, grads: list[Tensors], rows: _Rows) -> Statistics:
         layer = member.layer
         assert layer is not None
-        activations, output_grads = record.inputs_of(layer.name), [grad[layer.name] for grad in grads]
+        activations, output_grads = record.rows_of(layer.name), [grad[layer.name] for grad in grads]
         shared = output_grads[0][0].numel() // layer.shape[0]
         keep = max(1, self.max_rows // shared)
         if keep < record.examples:
@@ -302,13 +307,22 @@ class BlockDiagonal(NetworkCurvature):
             state: what `state_dict` returned.
 
         Raises:
-            ValueError: if it is the state of other blocks.
+            ValueError: if it is the state of other blocks, or of other settings of these; then nothing is restored.
         """
         names = {member.name for member in self.members}
         if names != set(state):
             raise ValueError(f"curvature state is of blocks {sorted(state)}, this network has {sorted(names)}")
+        before = {member.name: member.block.state_dict() for member in self.members}
         for member in self.members:
-            member.block.load_state_dict(state[member.name])
+            try:
+                member.block.load_state_dict(state[member.name])
+            except Exception as error:  # whatever comes of reading what somebody else has written
+                for other in self.members:
+                    other.block.load_state_dict(before[other.name])
+                raise ValueError(
+                    f"the state of '{member.name}' was saved under other settings of the curvature and does not fit "
+                    f"its {type(member.block).__name__} ({error!r:.80}); take the settings it was saved under"
+                ) from error
 
 
 class _Rows:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from acktr.curvature.base import Block, Place, Statistics
-from acktr.linalg import symmetric_eigen
+from acktr.linalg import form_or, symmetric_eigen
 from acktr.moments import Gram, Moment
 
 MAX_PARAMETERS = 4096
@@ -91,8 +91,27 @@ class DenseBlock(Block):
         Returns:
             Shape [o, i].
         """
+        _, basis = self._eigen()
+        return (basis @ self._coordinates(matrix, damping)).view(matrix.shape)
+
+    def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """X = U c with c = (Uᵀ V) / (s + λ), and the matrix's own Xᵀ F̂ X; Σ c² s where that is no form.
+
+        Args:
+            matrix: V, shape [o, i].
+            damping: λ > 0.
+
+        Returns:
+            X, shape [o, i], and a scalar tensor.
+        """
         scaling, basis = self._eigen()
-        return (basis @ ((basis.mT @ matrix.flatten()) / (scaling + damping))).view(matrix.shape)
+        coordinates = self._coordinates(matrix, damping)
+        solution = (basis @ coordinates).view(matrix.shape)
+        return solution, form_or(self.quadratic(solution), (coordinates.square() * scaling).sum())
+
+    def _coordinates(self, matrix: Tensor, damping: float) -> Tensor:
+        scaling, basis = self._eigen()
+        return (basis.mT @ matrix.flatten()) / (scaling + damping)
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """F̂ V.

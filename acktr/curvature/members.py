@@ -84,7 +84,7 @@ def members_of(
 def layer_members(
     network: nn.Module, parameters: Mapping[str, nn.Parameter], factory: CurvatureFactory
 ) -> list[Member]:
-    """One block per layer all of whose parameters are among the given ones; layers that share one are refused.
+    """One block per layer all of whose parameters are among the given ones; one that another module shares is refused.
 
     Args:
         network: the module.
@@ -95,6 +95,7 @@ def layer_members(
         The members.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
+    holders = _holders(network)
     members: list[Member] = []
     for module_name, module in network.named_modules():
         if not any(id(p) in names for p in module.parameters(recurse=False)):
@@ -102,7 +103,8 @@ def layer_members(
         layer = as_layer(module_name, module)
         if layer is not None and all(id(p) in names for p in layer.parameters):
             mine = tuple(names[id(p)] for p in layer.parameters)
-            _refuse_tied(module_name, mine, members)
+            for parameter in layer.parameters:
+                _refuse_tied(names[id(parameter)], holders[id(parameter)])
             members.append(Member(module_name, factory.build(_place(layer)), mine, layer))
     return members
 
@@ -111,14 +113,21 @@ def _place(layer: Layer) -> Place:
     return Place(layer.shape, layer.bias is not None, layer.offsets, layer.name)
 
 
-def _refuse_tied(name: str, mine: tuple[str, ...], members: Sequence[Member]) -> None:
-    for other in members:
-        shared = set(mine) & set(other.names)
-        if shared:
-            raise ValueError(
-                f"layers '{other.name}' and '{name}' share the parameter '{min(shared)}', whose Fisher is no block of "
-                "either: give each its own, or freeze it"
-            )
+def _holders(network: nn.Module) -> dict[int, list[str]]:
+    """The dotted names of the modules that hold a parameter, by its id."""
+    holders: dict[int, list[str]] = {}
+    for module_name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(module_name)
+    return holders
+
+
+def _refuse_tied(parameter: str, holders: Sequence[str]) -> None:
+    if len(holders) > 1:
+        raise ValueError(
+            f"layers '{holders[0]}' and '{holders[1]}' share the parameter '{parameter}', whose Fisher is no block of "
+            "either: give each its own, or freeze it"
+        )
 
 
 def _parameter_member(name: str, parameter: nn.Parameter, rule: BlockRule | None, factory: CurvatureFactory) -> Member:

@@ -45,6 +45,11 @@ class NetworkCurvature(ABC):
         """
 
     @property
+    def forms_tell(self) -> bool:
+        """Whether a gradient that is not finite shows in the forms of what is solved for it, and nothing keeps it."""
+        return False
+
+    @property
     @abstractmethod
     def ready(self) -> bool:
         """Whether `solve` can be called."""

@@ -24,7 +24,7 @@ def check_outputs(likelihood: Likelihood, outputs: Outputs) -> None:
         outputs: the network's.
 
     Raises:
-        ValueError: if their number or their dimensions differ.
+        ValueError: if their number or their dimensions differ, or there is no example among them.
     """
     layout: Layout = getattr(likelihood, "layout", ())  # somebody's own may be no more than its methods
     wanted, found = [dimensions.count(",") + 1 for _, dimensions in layout], [output.dim() for output in outputs]
@@ -35,6 +35,8 @@ def check_outputs(likelihood: Likelihood, outputs: Outputs) -> None:
         raise ValueError(
             f"a {type(likelihood).__name__} reads {expected}, and the network returned {returned or 'nothing'}{flatten}"
         )
+    if any(output.shape[:1] == (0,) for output in outputs):
+        raise ValueError("the recorded batch is empty; a curvature is a mean over examples and needs at least one")
 
 
 def outputs_of(returned: Tensor | Outputs) -> Outputs:

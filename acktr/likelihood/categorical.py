@@ -70,8 +70,10 @@ class Categorical(PolicyLikelihood):
         Returns:
             Shape [N].
         """
+        # Of moments about 0 nothing would be left where logits move together, which classes do not notice.
         p = outputs[0].softmax(-1)
-        return (p * left[0] * right[0]).sum(-1) - (p * left[0]).sum(-1) * (p * right[0]).sum(-1)
+        one, other = (t - (p * t).sum(-1, keepdim=True) for t in (left[0], right[0]))
+        return (p * one * other).sum(-1)
 
     def multiply(self, outputs: Outputs, tangent: Outputs) -> Outputs:
         """P ∘ (tangent − pᵀ tangent).

@@ -222,6 +222,23 @@ def test_layers_shared_over_places_go_by_autograd():
     assert type(optimizer.run(torch.randn(5, 7, 3))).__name__ == "GraphPass"
 
 
+@pytest.mark.parametrize("flatten", [nn.Flatten(2), nn.Flatten(1, 2), nn.Flatten(), nn.Flatten(1, -1)], ids=repr)
+def test_only_a_flatten_that_leaves_two_axes_begins_a_chain(flatten):
+    x, classes = torch.randn(10, 3, 2, 3).double(), torch.randint(0, 3, (10,))
+    width = flatten(x).shape[-1]
+    places = flatten(x)[0].numel() // width
+    head = nn.Linear(4 * places, 3)
+    network = nn.Sequential(flatten, nn.Linear(width, 4), nn.Tanh(), nn.Flatten(), head).double()
+    optimizer = NaturalGradient(network, Categorical(), EKFAC(), fisher=ExactFisher())
+    assert optimizer.chain.takes((x,)) == (places == 1)
+    record = optimizer.run(x)
+    grads = record.outputs[0].softmax(-1) - nn.functional.one_hot(classes, 3)
+    optimizer.pull_back((grads / 10,))
+    wanted = torch.autograd.grad(nn.functional.cross_entropy(network(x), classes), list(network.parameters()))
+    for p, grad in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, grad, **EXACT)
+
+
 def test_a_used_pass_is_refused():
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     optimizer = NaturalGradient(network, Categorical())

@@ -120,6 +120,15 @@ def test_dependent_columns_stay_bounded(oracle):
     assert torch.allclose(oracle.flat(combined), oracle.flat(doubled), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-6])
+def test_a_dead_column_needs_no_ridge(ridge):
+    system = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
+    alone = solve_coefficients(system, torch.tensor([1.0, 2.0]), ridge)
+    with_dead = solve_coefficients(torch.block_diag(system, torch.zeros(1, 1)), torch.tensor([1.0, 2.0, 0.0]), ridge)
+    assert torch.allclose(with_dead[:2], alone, rtol=1e-12)
+    assert not with_dead[2]
+
+
 def test_columns_of_very_different_size_are_solved_alike():
     system = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
     right = torch.tensor([1.0, -1.0])

@@ -147,6 +147,17 @@ def test_a_layer_without_shared_weights_has_nothing_to_reduce(oracle):
         assert not torch.allclose(mine.solve(V, 0.1), other.solve(V, 0.1), atol=1e-3)
 
 
+@pytest.mark.parametrize("of", [KFAC(ema=0.0), FactoredKFAC(ema=0.0)], ids=lambda of: type(of).__name__)
+def test_a_batch_by_itself_is_reduced_as_the_average_is(of, oracle):
+    statistics, V = oracle.statistics(positions=6), torch.randn(3, 4)
+    block = oracle.built(KFCReduce(of), statistics)
+    assert torch.allclose(block.multiply_batch(V, statistics), block.multiply(V), atol=ROUNDING)
+    X = block.solver_with_batch(1e-12, 1.0, statistics)(V)
+    assert relative(2 * block.multiply(X), V) < 1e-4
+    plain = oracle.built(of, statistics)
+    assert relative(plain.multiply_batch(V, statistics), block.multiply(V)) > 0.1
+
+
 def test_a_choice_without_factors_cannot_be_reduced():
     with pytest.raises(ValueError, match=r"KFCReduce needs a choice with Kronecker factors.*got Diagonal"):
         KFCReduce(Diagonal()).build(Place((3, 4)))

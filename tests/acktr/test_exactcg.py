@@ -75,6 +75,28 @@ def test_a_warm_start_begins_where_the_last_solve_ended(oracle):
     assert torch.equal(*repeated)
 
 
+@pytest.mark.parametrize("warm_start", [0.0, 0.9])
+def test_tiny_and_huge_gradients_are_solved_alike(warm_start, oracle):
+    network, inputs = oracle.mlp(3, 4, 2).float(), torch.randn(20, 3).float()
+    parameters = dict(network.named_parameters())
+    around = Linearisation(network, parameters, (inputs,), Categorical())
+    gradient = {name: torch.randn_like(p) for name, p in parameters.items()}
+    found, iterations = [], []
+    for size in (1.0, 2.0**-90, 2.0**80):  # squares of the others leave single precision
+        curvature = ExactCG(warm_start=warm_start).over(network, parameters, {})
+        for _ in range(2):
+            solution = curvature.solve({name: size * t for name, t in gradient.items()}, 0.1, around)
+            iterations.append(curvature.last.iterations)
+        found.append(oracle.flat(solution) / size)
+    assert iterations[0] > 0
+    assert iterations == 3 * iterations[:2]
+    assert torch.allclose(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[2], found[0], rtol=1e-4, atol=1e-6)
+    nothing = curvature.solve({name: 0 * t for name, t in gradient.items()}, 0.1, around)
+    assert not oracle.flat(nothing).any()
+    assert curvature.last.iterations == 0
+
+
 def test_the_warm_start_is_the_state(oracle):
     settings = ExactCG(Stop(0.0, 3), warm_start=0.9, preconditioner=KFAC())
     curvature, linearisation, gradient, _ = exact("categorical", oracle, settings)

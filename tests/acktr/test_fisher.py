@@ -51,6 +51,19 @@ def log_prob(likelihood, outputs, targets):
     return torch.distributions.Normal(outputs[0], likelihood.variance**0.5).log_prob(targets[0])
 
 
+def test_logits_that_move_together_move_no_class():
+    """The covariance of tangents far from 0: of the difference of two moments float32 would leave nothing."""
+    logits, tangent = torch.randn(20, 4).float(), torch.randn(20, 4).float()
+    form = Categorical().inner((logits,), (tangent,), (tangent,))
+    far = ((tangent + 1e4),)
+    found = Categorical().inner((logits,), far, far)
+    torch.testing.assert_close(found, form, rtol=1e-2, atol=1e-4)  # 1e4 itself holds three digits behind the point
+    assert (found >= 0).all()
+    p = logits.softmax(-1)
+    moments = (p * far[0].square()).sum(-1) - (p * far[0]).sum(-1).square()
+    assert float((moments - form).abs().max()) > 1, "the control: moments about 0"
+
+
 def test_the_bilinear_form_is_the_divergence_s_hessian_at_no_change(model, oracle):
     likelihood, outputs = model
     F_out = oracle.output_fisher(likelihood, outputs)

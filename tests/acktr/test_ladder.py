@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from acktr import EKFAC, KFAC, Diagonal
-from acktr.curvature import Place, Statistics
+from acktr.curvature import DenseBlocks, Place, Statistics
 from acktr.linalg import DecompositionError, damped_inverse, leading_eigenvectors, split_damping, symmetric_eigen
 from acktr.tree import products_finite
 
@@ -116,6 +116,32 @@ def test_what_the_gate_lets_in_can_be_solved_with(factory, input_powers, grad_po
     solution, form = block.solve_with_form(torch.randn(shape, generator=generator, **single), 0.01)
     assert torch.isfinite(solution).all()
     assert math.isfinite(float(form))
+
+
+@pytest.mark.parametrize("factory", [KFAC(), DenseBlocks()], ids=lambda f: type(f).__name__)
+def test_rounding_leaves_no_form_less_than_nothing(factory):
+    """A direction along what the statistics never saw: its form is all but nothing beside their eigenvalues."""
+    forms, plain = [], []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        single = {"generator": generator, "dtype": torch.float32}
+        block = factory.build(Place((4, 64)))
+        for _ in range(2):  # moments that moved since the bases were found
+            block.update(Statistics(3 * torch.randn(8, 1, 64, **single), torch.randn(1, 8, 1, 4, **single)))
+            if not block.ready:
+                block.refresh()
+        solution, form = block.solve_with_form(torch.randn(4, 64, **single), 1e-4)
+        forms.append(float(form))
+        plain.append(float(block.quadratic(solution)))
+    assert min(forms) > 0
+    assert all(form == other for form, other in zip(forms, plain, strict=True) if other > 0)
+    block = factory.build(Place((4, 64)))
+    rows, grads = 1e3 * torch.randn(1, 1, 64, **single), torch.randn(1, 1, 1, 4, **single)
+    block.update(Statistics(rows, grads))
+    block.refresh()
+    gradients = torch.randn(40, 4, 64, **single)
+    assert min(float(block.solve_with_form(V, 1e-4)[1]) for V in gradients) > 0
+    assert min(float(block.quadratic(block.solve(V, 1e-4))) for V in gradients) < 0, "the control: rounding does that"
 
 
 def test_the_gate_is_what_keeps_infinity_out():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr import EKFAC, KFAC, Bernoulli, Categorical, DiagonalGaussian, Joint, NaturalGradient, ScalarGaussian
+from acktr.curvature import DenseFisher, Diagonal, ExactCG
 
 
 def built(*sizes, curvature=None):
@@ -84,6 +85,86 @@ def test_outputs_that_it_can_read():
     with optimizer.recording():
         optimizer.network(torch.randn(16, 3))
     optimizer.update_curvature()
+
+
+class Sequences(nn.Module):
+    """A layer over [N, T, 3] whose call the argument arranges, and a mean over T before the head."""
+
+    def __init__(self, there=lambda x: x, back=lambda x: x):
+        super().__init__()
+        self.first, self.head, self.there, self.back = nn.Linear(3, 5), nn.Linear(5, 4), there, back
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.back(self.first(self.there(x)))).mean(1))
+
+
+BATCH_FIRST = {
+    "sequences": Sequences(),
+    "images": nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 4)),
+    "flattened": nn.Sequential(nn.Flatten(), nn.Linear(12, 4)),
+}
+NOT_BATCH_FIRST = {
+    "time first": (Sequences(lambda x: x.transpose(0, 1), lambda x: x.transpose(0, 1)), r"\[4, 16, 3\]"),
+    "flattened": (Sequences(lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (16, 4))), r"\[64, 3\]"),
+}
+
+
+def recorded_statistics(network, curvature, shape=(16, 4, 3)):
+    optimizer = NaturalGradient(network.double(), Categorical(), curvature)
+    with optimizer.recording():
+        network(torch.randn(*shape))
+    optimizer.update_curvature()
+    return optimizer.curvature
+
+
+CURVATURES = [EKFAC(), Diagonal(), DenseFisher(), ExactCG(preconditioner=KFAC())]
+
+
+@pytest.mark.parametrize("arrangement", NOT_BATCH_FIRST)
+@pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
+def test_a_layer_whose_first_axis_is_not_the_batch_is_named(curvature, arrangement):
+    network, shape = NOT_BATCH_FIRST[arrangement]
+    message = (
+        rf"layer 'first' was called with shape {shape}, .* of the 16 examples; give it \[16, \.\.\.\], batch first"
+    )
+    with pytest.raises(ValueError, match=message):
+        recorded_statistics(network, curvature)
+
+
+@pytest.mark.parametrize("arrangement", BATCH_FIRST)
+@pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
+def test_layers_with_more_axes_behind_the_batch_s_are_taken(curvature, arrangement):
+    shape = (16, 1, 3, 3) if arrangement == "images" else (16, 4, 3)
+    assert recorded_statistics(BATCH_FIRST[arrangement], curvature, shape).ready
+
+
+@pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
+def test_an_empty_batch_is_refused(curvature):
+    with pytest.raises(ValueError, match="the recorded batch is empty"):
+        recorded_statistics(Sequences(), curvature, (0, 4, 3))
+
+
+def test_a_dense_fisher_needs_a_layer():
+    with pytest.raises(ValueError, match=r"trains no Linear or Conv2d layer.* take Diagonal\(\)"):
+        NaturalGradient(nn.Embedding(6, 3), Categorical(), DenseFisher())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_by_the_parameter_s_name(dtype):
+    network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4).to(dtype)).float()
+    network[1].weight.data = network[1].weight.data.to(dtype)
+    with pytest.raises(ValueError, match=rf"'1\.weight' is in {dtype}, .* parameters in float32.*torch\.autocast"):
+        NaturalGradient(network, Categorical(), KFAC())
+    network[1].weight.requires_grad_(False)
+    NaturalGradient(network, Categorical(), KFAC())
+    network = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)).float()
+    optimizer = NaturalGradient(network, Categorical(), KFAC())
+    with torch.autocast("cpu", dtype), optimizer.recording():  # the remedy
+        logits = network(torch.randn(16, 3).float())
+    optimizer.update_curvature()
+    F.cross_entropy(logits.float(), torch.zeros(16, dtype=torch.long)).backward()
+    optimizer.step()
+    assert optimizer.report.scale > 0
 
 
 def test_a_parameter_that_is_frozen_later_is_named():

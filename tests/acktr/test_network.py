@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from acktr.capture import Capture
-from acktr.curvature import EKFAC, KFAC, BlockDiagonal, Diagonal
+from acktr.curvature import EKFAC, KFAC, BlockDiagonal, DenseFisher, Diagonal
 from acktr.curvature.members import known_fisher
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, DiagonalGaussian
+from acktr.optimizer import NaturalGradient
 
 LIMIT = 5  # standard errors; tens of entries each, so chance alone would fail about one seed in 10⁵
 
@@ -183,6 +184,27 @@ def test_a_shared_trunk_adds_the_fishers_of_both_heads(oracle):
     value = alone(likelihood.value, slice(1, 2))
     assert torch.allclose(policy + value, both)
     assert not torch.allclose(policy, both)
+
+
+class Tied(nn.Module):
+    """Classes read by the matrix that embeds them."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.embedding(x)))
+
+
+@pytest.mark.parametrize("curvature", [EKFAC(), DenseFisher()], ids=lambda c: type(c).__name__)
+def test_a_layer_that_shares_its_matrix_with_another_module_is_refused(curvature):
+    message = r"layers 'embedding' and 'head' share the parameter 'embedding\.weight'.*give each its own, or freeze it"
+    with pytest.raises(ValueError, match=message):
+        NaturalGradient(Tied().double(), Categorical(), curvature)
+    NaturalGradient(Tied(tied=False).double(), Categorical(), curvature)
 
 
 def test_two_layers_with_one_weight_are_refused_by_name():

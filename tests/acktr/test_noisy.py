@@ -169,6 +169,34 @@ def test_inside_a_draw_nothing_else_goes(make, oracle):
 
 
 @every_method
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_draw_that_an_exception_ends_counts_for_nothing(failing, make, oracle):
+    """The first of two draws, the second, or one after both breaks once its gradient is in."""
+    places = []
+    for fails in (False, True):
+        network, inputs, classes = classification(oracle)
+        optimizer = make(network, Evidence(len(inputs)))
+        train_step(optimizer, inputs, classes)
+        for draw in range(3):
+            if fails and draw == failing:
+                state = optimizer._generator.get_state()
+                with pytest.raises(ZeroDivisionError), optimizer.sampled():
+                    F.cross_entropy(network(inputs), 0 * classes).backward()
+                    1 / 0  # ruff: ignore[useless-expression]
+                optimizer._generator.set_state(state)
+            if draw < 2:
+                with optimizer.sampled():
+                    with optimizer.recording():
+                        logits = network(inputs)
+                    optimizer.update_curvature((classes,))
+                    F.cross_entropy(logits, classes).backward()
+        assert optimizer._draws == 2
+        optimizer.step()
+        places.append(flat(network))
+    assert torch.equal(*places)
+
+
+@every_method
 def test_gradients_that_are_not_finite_are_skipped(make, oracle):
     network, inputs, classes = classification(oracle)
     optimizer = make(network, Evidence(len(inputs)))

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import pickle
 from math import isnan
 
@@ -36,11 +37,15 @@ from acktr.curvature import (
     RunningEKFAC,
     Tridiagonal,
 )
+from acktr.curvature.kronecker.kfac import FactoredBlock
+from acktr.damping import GreedyDamping
 from acktr.fisher import EmpiricalFisher, ExactFisher, SampledFisher
 from acktr.likelihood import Categorical, ScalarGaussian
 from acktr.optimizer import NaturalGradient
 from acktr.passes import MAX_SKIPS
 from acktr.step import StepRule
+from acktr.trust_region import BlockMetric, trust_region_scale
+from acktr.wake import WakeSO
 
 LOW_RANK = [
     SREKFAC(rank=2, oversampling=1),
@@ -345,6 +350,71 @@ def test_a_gradient_of_nan_is_skipped_counted_and_at_last_an_error(factory, orac
     train_step(optimizer, inputs, classes)
     assert all(torch.isfinite(p).all() for p in network.parameters())
     assert not same(network, before)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_form_that_rounding_made_negative_lifts_no_trust_region(momentum, oracle, monkeypatch):
+    network, inputs, classes = classification(oracle)
+    rule = StepRule(None, BlockMetric(), 0)
+    optimizer = NaturalGradient(network, Categorical(), FactoredKFAC(), radius=1e-6, rule=rule, momentum=momentum)
+    train_step(optimizer, inputs, classes)
+    assert optimizer.report.scale < 0.5
+    before, plain = snapshot(network), FactoredBlock.quadratic
+    monkeypatch.setattr(FactoredBlock, "quadratic", lambda *args: -1e-3 * plain(*args))
+    train_step(optimizer, inputs, classes)
+    if momentum:  # of a mixture of directions there is no bound at hand
+        assert optimizer.skipped == 1
+        assert same(network, before)
+    else:
+        slope = sum(
+            float((p.grad * (old - p.detach())).sum()) for p, old in zip(network.parameters(), before, strict=True)
+        )
+        scale = optimizer.report.scale
+        assert scale == pytest.approx((2e-6 / (slope / scale)) ** 0.5), "the damped form stands in"
+
+
+def test_only_a_form_tells_how_far():
+    found = [trust_region_scale(quadratic, 1.0, 3.0) for quadratic in (8.0, 0.0, -0.0)]
+    assert found == [0.5, 3.0, 3.0]
+    for quadratic in (-1e-30, -1.0, math.nan, math.inf, -math.inf):
+        assert not trust_region_scale(quadratic, 1.0, 3.0)
+
+
+PLAIN_RULES = {
+    "exact": StepRule(None),
+    "exact, unmeasured": StepRule(None, corrections=0),
+    "blocks": StepRule(None, BlockMetric(), 0),
+    "greedy": StepRule(None, BlockMetric(), 0, curvature_damping=GreedyDamping(period=1)),
+    "wake": StepRule(None, BlockMetric(), 0, wake=WakeSO()),
+}
+
+
+@every_block
+@pytest.mark.parametrize("rule", PLAIN_RULES)
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_one_bad_number_behind_a_unit_that_is_off_leaves_no_trace(bad, rule, factory, oracle):
+    """No output shows it: a form by the outputs is finite, and an average of gradients would keep it."""
+    inputs = torch.randn(32, 4)
+    classes = inputs[:, :3].argmax(-1)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    network[0].bias.data[1] = -100
+    optimizer = NaturalGradient(network, Categorical(), factory, rule=PLAIN_RULES[rule])
+    train_step(optimizer, inputs, classes)
+    with optimizer.recording():
+        logits = network(inputs)
+    optimizer.update_curvature((classes,))
+    optimizer.zero_grad()
+    F.cross_entropy(logits, classes).backward()
+    before, state = snapshot(network), copy.deepcopy(optimizer.state_dict())
+    network[0].bias.grad[1] = bad
+    optimizer.step()
+    assert optimizer.causes == {"gradient": 1}
+    assert same(network, before)
+    after = optimizer.state_dict()
+    for part in ("curvature", "wake"):
+        pairs = zip(tensors(state["natural"][part]), tensors(after["natural"][part]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert after["param_groups"] == state["param_groups"]
 
 
 def test_a_good_step_forgives_the_skips_before_it(oracle):

@@ -33,6 +33,7 @@ from acktr.curvature import (
     RunningEKFAC,
     Tridiagonal,
 )
+from acktr.damping import GreedyDamping
 from acktr.likelihood import Categorical
 from acktr.optimizer import NaturalGradient
 from acktr.step import StepRule
@@ -125,6 +126,85 @@ def test_ten_steps_after_restoring_are_the_same_to_the_last_bit(rule, momentum, 
     assert identical(net, twin)
     assert optimizer.report == restored.report
     assert optimizer._steps == restored._steps == 15
+
+
+EACH = [("default", factory) for factory in FACTORIES + OTHERS] + [("wake QE", factory) for factory in FACTORIES]
+
+
+@pytest.mark.parametrize(("rule", "factory"), EACH, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+def test_a_state_comes_to_the_type_of_the_parameters(rule, factory):
+    """From single to double precision and back: what is loaded is what was saved, and the run goes on."""
+    single = network().float()
+    optimizer = optimizer_of(single, factory, (RULES | WAKES)[rule], 0.9)
+    run(optimizer, [(inputs.float(), classes) for inputs, classes in batches(3)])
+    saved = through_a_file(optimizer.state_dict())
+    twin = copy.deepcopy(single).double()
+    restored = optimizer_of(twin, factory, (RULES | WAKES)[rule], 0.9)
+    restored.load_state_dict(saved)
+    state = restored.state_dict()["natural"]
+    for part in ("curvature", "wake"):
+        for mine, other in zip(tensors(state[part]), tensors(saved["natural"][part]), strict=True):
+            assert mine.dtype == torch.float64 if mine.is_floating_point() else mine.dtype == other.dtype
+            assert torch.equal(mine, other.to(mine.dtype))
+    run(restored, batches(2))
+    assert not restored.skipped
+    back = optimizer_of(single, factory, (RULES | WAKES)[rule], 0.9)
+    back.load_state_dict(through_a_file(restored.state_dict()))
+    run(back, [(inputs.float(), classes) for inputs, classes in batches(2)])
+    assert not back.skipped
+
+
+CHANGED = [
+    (EKFAC(), EKFAC(rank=1), "saved under other settings of the curvature and does not fit its LowRankEKFACBlock"),
+    (EKFAC(rank=1), EKFAC(), "saved under other settings of the curvature and does not fit its EKFACBlock"),
+    (CGFAC(), CGFAC(operator=PerExample()), "saved under other settings .* does not fit its CGBlock"),
+    (ExactCG(), ExactCG(preconditioner=KFAC()), "saved without a preconditioner"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), CHANGED, ids=lambda v: type(v).__name__)
+def test_a_state_of_other_settings_is_refused_and_changes_nothing(old, new, message):
+    other = optimizer_of(network(), old, StepRule(), 0.9)
+    run(other, batches(3))
+    net = network()
+    optimizer = optimizer_of(net, new, StepRule(), 0.9)
+    run(optimizer, batches(2))
+    twin = copy.deepcopy(net)
+    same = optimizer_of(twin, new, StepRule(), 0.9)
+    same.load_state_dict(through_a_file(optimizer.state_dict()))
+    with pytest.raises(ValueError, match=message) as caught:
+        optimizer.load_state_dict(through_a_file(other.state_dict()))
+    assert "\n" not in str(caught.value)
+    rest = batches(4)
+    run(optimizer, rest)
+    run(same, rest)
+    assert identical(net, twin)
+    run(optimizer_of(network(), new, StepRule()), rest)  # the control: a fresh one of these settings
+
+
+NEWLY_ASKED = {
+    "damping of its own": StepRule(curvature_damping=GreedyDamping(period=2)),
+    "wake": StepRule(wake=WakeSO()),
+    "wake of networks": StepRule(wake=WakeQE(inner_steps=2)),
+    "previous step": StepRule(LayerCombination(previous_step=True)),
+}
+
+
+@pytest.mark.parametrize("rule", NEWLY_ASKED)
+def test_what_another_rule_did_not_save_begins_anew(rule):
+    other = optimizer_of(network(), KFAC(), StepRule())
+    run(other, batches(3))
+    optimizer = optimizer_of(network(), KFAC(), NEWLY_ASKED[rule])
+    run(optimizer, batches(2))  # a wake of its own, of which nothing may stay
+    optimizer.load_state_dict(through_a_file(other.state_dict()))
+    fresh = optimizer_of(copy.deepcopy(optimizer.network), KFAC(), NEWLY_ASKED[rule])
+    fresh.load_state_dict(through_a_file(other.state_dict()))
+    rest = batches(3)
+    run(optimizer, rest)
+    run(fresh, rest)
+    assert optimizer._steps == 6
+    assert not optimizer.skipped
+    assert identical(optimizer.network, fresh.network)
 
 
 @pytest.mark.parametrize("left_out", ["curvature", "counters", "generator", "state", "wake"])

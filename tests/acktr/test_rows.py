@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from acktr import NaturalGradient, ScalarGaussian, StepRule
 from acktr.conjugate import Stop, conjugate_gradient
 from acktr.curvature import CGFAC, KFAC, SENG, ColumnSketch, Kronecker, PerExample, Place, Statistics, WholeGram
 from acktr.curvature.base import MAX_FAILURES
@@ -10,6 +13,7 @@ from acktr.curvature.rows.examples import ExampleGradients, ExampleRows
 from acktr.curvature.rows.operators import RowMemory
 from acktr.fisher import ExactFisher, SampledFisher
 from acktr.linalg import DecompositionError
+from acktr.trust_region import BlockMetric, ExactMetric
 
 ROUNDING = 1e-10  # float64, matrices of at most 100 rows and entries of order one
 TIGHT = Stop(1e-13, 200)
@@ -273,6 +277,41 @@ def test_woodbury_s_identity_holds_in_single_precision(oracle):
     inside = block.operator.back(block.operator.along(V.float()))
     residual = block.multiply(block.solve(inside, 1e-2)) + 1e-2 * block.solve(inside, 1e-2) - inside
     assert float(residual.norm() / inside.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 255.0])
+@pytest.mark.parametrize("metric", [BlockMetric(), ExactMetric()], ids=lambda m: type(m).__name__)
+def test_single_precision_descends_on_inputs_as_large_as_pixels(metric, scale):
+    """Curvature of up to 10¹⁰ times the damping; what the rows' type alone would give here is a loss that rises."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(300, 1), nn.Flatten(0)).float()
+    nn.init.zeros_(network[0].weight)
+    inputs, targets = torch.rand(64, 300).float() * scale, torch.randn(64).float()
+    rule = StepRule(None, metric, corrections=0)
+    optimizer = NaturalGradient(network, ScalarGaussian(), SENG(), radius=1e-2, damping=1e-3, rule=rule)
+    losses = []
+    for _ in range(10):
+        with optimizer.recording():
+            loss = F.mse_loss(network(inputs), targets)
+        optimizer.update_curvature()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1e-3
+    falling = losses[: next(k for k, loss in enumerate(losses) if loss < 1e-3)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_a_restored_system_is_the_same_to_the_last_bit(positions, oracle):
+    statistics, V = oracle.statistics(examples=2, seeds=1, positions=positions), torch.randn(3, 4).float()
+    block = oracle.built(SENG(), Statistics(statistics.inputs.float(), statistics.output_grads.float()))
+    restored = SENG().build(Place((3, 4)))
+    expected = block.solve(V, 0.1)
+    restored.load_state_dict(block.state_dict())
+    assert expected.dtype == torch.float32
+    assert torch.equal(restored.solve(V, 0.1), expected)
 
 
 def test_rows_in_use_are_those_of_the_latest_refresh(oracle):

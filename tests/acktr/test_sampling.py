@@ -13,9 +13,12 @@ from acktr.curvature import (
     CurvatureFactory,
     Diagonal,
     FactoredKFAC,
+    FactoredTikhonov,
     ParameterBlock,
+    PerCoordinate,
     Place,
     Posterior,
+    Tikhonov,
     matrix_gaussian_divergence,
 )
 from acktr.curvature.base import Block, Statistics
@@ -117,6 +120,15 @@ def test_the_spectrum_is_the_precision_s(factory, oracle):
     trace = torch.trace(block.dense() @ damped_inverse(block, 0.1))
     assert float(block.effective_dimension(0.1)) == pytest.approx(float(trace), rel=1e-8)
     assert float(block.effective_dimension(0.3)) < 0.99 * float(trace)
+
+
+@pytest.mark.parametrize("rule", [FactoredTikhonov(), PerCoordinate(), Tikhonov()], ids=lambda r: type(r).__name__)
+def test_the_effective_dimension_counts_what_the_curvature_decides_alone(rule, oracle):
+    block = oracle.built(KFAC(damping=rule), oracle.statistics())
+    trace = float(torch.trace(block.dense() @ damped_inverse(block, 0.5)))
+    assert float(block.effective_dimension(0.5)) == pytest.approx(trace, rel=1e-8)
+    with_cross_terms = float((1 - 0.5 / block.spectrum(0.5)).sum())
+    assert (with_cross_terms > 1.05 * trace) == (not isinstance(rule, Tikhonov))
 
 
 @every_block

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from acktr import EKFAC, Categorical, NaturalGradient, StepRule
+from acktr import EKFAC, KFAC, Categorical, NaturalGradient, StepRule
 from acktr.trust_region import BlockMetric
+from acktr.wake import WakeQ, WakeQE
 
 PLAIN = StepRule(combination=None, metric=BlockMetric())
 
@@ -88,6 +89,24 @@ def test_a_step_draws_once_and_learns_once():
     assert network[1].num_batches_tracked == 1
     assert torch.equal(network[1].running_mean, mean)
     assert network[1].track_running_stats
+
+
+@pytest.mark.parametrize("examples", [None, 64])
+def test_a_wake_with_exact_divergences_draws_once_and_learns_once(examples):
+    x, y = data()
+    ends = []
+    for wake in (WakeQ(), WakeQE()):
+        torch.manual_seed(1)
+        norm = nn.BatchNorm1d(8, affine=False)
+        network = nn.Sequential(nn.Linear(6, 8), norm, nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3)).double()
+        optimizer = NaturalGradient(network, Categorical(), KFAC(), rule=StepRule(wake=wake, examples=examples))
+        for count in range(1, 4):
+            step(optimizer, x, y)
+            assert norm.num_batches_tracked == count
+        ends.append((torch.get_rng_state(), network[0].weight.detach().clone()))
+    if examples is None:  # a part of the batch has no masks of its own to repeat, and each exact form draws some
+        assert torch.equal(ends[0][0], ends[1][0])
+    assert not torch.equal(ends[0][1], ends[1][1]), "the inner steps were taken"
 
 
 def test_what_cannot_be_differentiated_forwards_says_what_can_be_done():

@@ -137,6 +137,21 @@ def test_undamped_it_is_the_chain_of_the_undamped_moments(oracle):
     assert float(form) == pytest.approx(float(curvature.quadratic(solution)))
 
 
+def test_beside_a_batch_s_own_curvature_it_is_the_chain_still(oracle):
+    network, likelihood, inputs = three_layers(oracle)
+    curvature = built(network, likelihood, inputs)
+    step = {name: torch.randn_like(p) for name, p in network.named_parameters()}
+    alone = oracle.flat(curvature.solve(step, DAMPING))
+    assert relative(oracle.flat(curvature.solver_with_batch(DAMPING, 0.0)(step)), alone) < ROUNDING
+    # A second time as much of F̂ itself is twice F̂.
+    twice = oracle.flat(curvature.solver_with_batch(DAMPING, 1.0)(step))
+    assert relative(twice, oracle.flat(curvature.solve(step, DAMPING / 2)) / 2) < ROUNDING
+    product = oracle.flat(curvature.multiply(step))
+    assert relative(oracle.flat(curvature.multiply_batch(step)), product) < ROUNDING
+    blocks = built(network, likelihood, inputs, kind=BlockDiagonal)
+    assert relative(oracle.flat(blocks.multiply_batch(step)), product) > 1e-2
+
+
 def test_with_two_layers_undamped_it_is_the_factored_fisher_itself(oracle):
     network, likelihood, inputs = three_layers(oracle, depth=2)
     curvature = built(network, likelihood, inputs)

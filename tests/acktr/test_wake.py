@@ -1,5 +1,6 @@
 """KLD-WRM against its definition: the argmin over all divergences to the networks of the past, each written out."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from acktr.combination import LayerCombination
-from acktr.curvature import EKFAC, KFAC, Diagonal, EigenAdam, FactoredKFAC, RunningEKFAC
+from acktr.conjugate import Stop
+from acktr.curvature import EKFAC, KFAC, Diagonal, EigenAdam, ExactCG, FactoredKFAC, RunningEKFAC
 from acktr.curvature.base import Block
 from acktr.curvature.kronecker.sums import kronecker_sum_solver
 from acktr.likelihood import Categorical, ScalarGaussian
@@ -388,6 +390,27 @@ def test_no_rate_is_no_step_and_no_pull(rule, oracle):
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def test_an_exact_fisher_s_pull_is_taken_where_the_step_began(oracle):
+    network, (batch,) = oracle.mlp(4, 6, 3), batches(1)
+    optimizer = optimizer_of(network, WakeSO(0.5), ExactCG(Stop(1e-10, 100)), radius=0.3, damping=0.1)
+    old = copy.deepcopy(network)
+    step(optimizer, *batch)
+    applied = {name: (p - dict(old.named_parameters())[name]).detach() for name, p in network.named_parameters()}
+    kept = 0.5 * (1 - 0.5) / (1 - 0.25)
+    errors = []
+    for place in (old, network):
+        F_place = oracle.fisher(place, Categorical(), batch[0])
+        expected = kept * (F_place.detach() @ oracle.flat(applied) + 0.1 * oracle.flat(applied))
+        errors.append(relative(oracle.flat(optimizer._wake.pull), expected))
+    assert errors[0] < 1e-8
+    assert errors[1] > 1e-2, "the network has moved since"
+
+
+def test_an_exact_fisher_that_would_move_within_a_step_is_refused(oracle):
+    with pytest.raises(ValueError, match="WakeQE moves the network within a step"):
+        step(optimizer_of(oracle.mlp(4, 4, 3), WakeQE(), ExactCG()), *batches(1)[0])
 
 
 def test_the_largest_scale_is_where_the_first_form_meets_the_limit():

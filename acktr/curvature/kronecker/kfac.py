@@ -18,7 +18,15 @@ from acktr.curvature.damping import DampingRule, Tikhonov
 from acktr.curvature.kronecker.product import WholeFactorsBlock
 from acktr.curvature.sampling import SampledBlock
 from acktr.curvature.sharing import Found, SharedBlock
-from acktr.linalg import DecompositionError, damped_cholesky, damped_inverse, eigen_cost, split_damping, symmetric_eigen
+from acktr.linalg import (
+    DecompositionError,
+    damped_cholesky,
+    damped_inverse,
+    eigen_cost,
+    form_or,
+    split_damping,
+    symmetric_eigen,
+)
 from acktr.tree import all_finite
 
 
@@ -104,7 +112,7 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         return output_basis @ self._coordinates(matrix, damping) @ input_basis.mT
 
     def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and the moments' Xᵀ F̂ X; Σ C² ∘ S where that overflows.
+        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and the moments' Xᵀ F̂ X; Σ C² ∘ S where that is no form.
 
         Args:
             matrix: V, shape [o, i].
@@ -116,10 +124,9 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         output_basis, input_basis, scaling = self._bases()
         coordinates = self._coordinates(matrix, damping)
         solution = output_basis @ coordinates @ input_basis.mT
-        # Rounding leaves X a rest along directions that the division all but took away, and a moment of 1e36 makes
-        # infinity of it. The moments go first where they can: they may have moved since the bases were found.
-        form = self.quadratic(solution)
-        return solution, torch.where(form.isfinite(), form, (coordinates.square() * scaling).sum())
+        # Rounding leaves X a rest along directions that the division all but took away: large moments make infinity of
+        # it, or less than nothing. They go first where they can: they may have moved since the bases were found.
+        return solution, form_or(self.quadratic(solution), (coordinates.square() * scaling).sum())
 
     def _coordinates(self, matrix: Tensor, damping: float) -> Tensor:
         output_basis, input_basis, scaling = self._bases()
@@ -151,6 +158,18 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
             Shape [o, i].
         """
         return self._damped(self._bases()[2], damping)
+
+    def effective_dimension(self, damping: float) -> Tensor:
+        """Σ S over what the damping makes of S, the cross terms' part of it included.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            Scalar tensor.
+        """
+        scaling = self._bases()[2]
+        return (scaling / self._damped(scaling, damping)).sum()
 
     def condition(self) -> float:
         """Largest over mean entry of the scaling."""

@@ -11,7 +11,7 @@ from acktr.curvature.base import Block, Statistics
 from acktr.curvature.kronecker.sums import kronecker_sum_solver
 from acktr.curvature.sharing import Summary
 from acktr.linalg import DecompositionError
-from acktr.moments import Moment
+from acktr.moments import Gram, Moment
 
 
 class KroneckerBlock(Block):
@@ -57,8 +57,12 @@ class KroneckerBlock(Block):
         Returns:
             Both, not multiplied out yet.
         """
+        return list(self._moments(statistics))
+
+    def _moments(self, statistics: Statistics) -> tuple[Gram, Gram]:
+        """A and G of one batch, of the rows that this block takes them of."""
         statistics = self.rows_of(statistics) if self.rows_of else statistics
-        return [statistics.input_moment(), statistics.output_moment()]
+        return statistics.input_moment(), statistics.output_moment()
 
     def take(self, summary: Summary) -> None:
         """Average A and G in.
@@ -118,9 +122,9 @@ class WholeFactorsBlock(KroneckerBlock):
         """
         if statistics is not None:
             first = self.input_moment.value, self.output_moment.value
-            second = statistics.input_moment().value, statistics.output_moment().value
+            A, G = self._moments(statistics)
             try:
-                return kronecker_sum_solver(first, second, weight, damping)
+                return kronecker_sum_solver(first, (A.value, G.value), weight, damping)
             except DecompositionError:
                 self.skipped_refreshes += 1
         return super().solver_with_batch(damping, weight, statistics)
@@ -137,4 +141,5 @@ class WholeFactorsBlock(KroneckerBlock):
         """
         if statistics is None:
             return super().multiply_batch(matrix, statistics)
-        return statistics.output_moment().value @ matrix @ statistics.input_moment().value
+        A, G = self._moments(statistics)
+        return G.value @ matrix @ A.value

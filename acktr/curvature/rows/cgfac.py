@@ -28,6 +28,8 @@ class CGBlock(RowBlock):
         stop: when the iteration stops.
     """
 
+    remembers = True
+
     def __init__(self, shape: tuple[int, int], model: RowModel, memory: RowMemory, stop: Stop) -> None:
         super().__init__(shape, model, memory)
         self.stop = stop

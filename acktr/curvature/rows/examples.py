@@ -26,6 +26,15 @@ class ExampleOperator(RowOperator):
     def size(self) -> tuple[int, int]:
         """R and o · i."""
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the rows are."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> ExampleOperator:
+        """The same rows in another type."""
+
     @abstractmethod
     def explicit(self) -> Tensor:
         """J, shape [R, o · i]."""
@@ -90,6 +99,22 @@ class ExampleRows(ExampleOperator):
         """R and o · i."""
         seeds, examples, _, outputs = self.output_grads.shape
         return seeds * examples, outputs * self.inputs.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.inputs.device
+
+    def to(self, dtype: torch.dtype) -> ExampleRows:
+        """The same factors in another type.
+
+        Args:
+            dtype: which.
+
+        Returns:
+            J.
+        """
+        return ExampleRows(self.inputs.to(dtype), self.output_grads.to(dtype))
 
     def explicit(self) -> Tensor:
         """J, an example's gradient by its sum over positions.
@@ -172,6 +197,22 @@ class ExampleGradients(ExampleOperator):
     def size(self) -> tuple[int, int]:
         """R and o · i."""
         return len(self.gradients), self.gradients[0].numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.gradients.device
+
+    def to(self, dtype: torch.dtype) -> ExampleGradients:
+        """The same gradients in another type.
+
+        Args:
+            dtype: which.
+
+        Returns:
+            J.
+        """
+        return ExampleGradients(self.gradients.to(dtype))
 
     def explicit(self) -> Tensor:
         """J, shape [R, o · i]."""

@@ -250,6 +250,7 @@ class RowBlock(Block):
     def state_dict(self) -> dict[str, Any]:
         """The kept rows and the counts of failures and of the basis's age."""
         return {
+            "model": type(self.model).__name__,
             "batches": [list(batch) for batch in self.memory.batches],
             "draws": self.memory.draws,
             "counts": [self.failures, self.skipped_refreshes, self.basis_age],
@@ -260,7 +261,13 @@ class RowBlock(Block):
 
         Args:
             state: what `state_dict` returned.
+
+        Raises:
+            ValueError: if its rows are of another model.
         """
+        own = type(self.model).__name__
+        if state.get("model", own) != own:  # older states do not say
+            raise ValueError(f"rows of {state['model']}(), not of {own}()")
         self.memory.draws = state["draws"]
         self.memory.batches.clear()
         self.memory.batches.extend(tuple(batch) for batch in state["batches"])

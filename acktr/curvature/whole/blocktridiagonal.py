@@ -88,8 +88,10 @@ class BlockTridiagonal(BlockDiagonal):
             lambda member, matrix: member.block.solve(matrix, damping),
         )
 
-    # The blocks know nothing of the whole's form.
+    # The blocks know nothing of the whole, and a sum of two chains is none: a batch's own curvature is taken for F̂.
     solve_with_form = NetworkCurvature.solve_with_form
+    solver_with_batch = NetworkCurvature.solver_with_batch
+    multiply_batch = NetworkCurvature.multiply_batch
 
     def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
         """F̂ applied to tensors, undamped.

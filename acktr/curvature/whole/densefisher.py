@@ -32,6 +32,9 @@ class DenseFisherCurvature(NetworkCurvature):
         settings: the choice.
         rules: blocks for parameters that choose their own, by the parameter's dotted name.
         max_rows: most examples of a batch that enter the matrix; beyond, a random subset stands for all.
+
+    Raises:
+        ValueError: if the network has no layer, or more parameters than the settings allow.
     """
 
     def __init__(
@@ -50,6 +53,10 @@ class DenseFisherCurvature(NetworkCurvature):
         self._others = BlockDiagonal(network, others, Diagonal(settings.ema), rules) if others else None
         self._sizes = [member.block.shape[0] * member.block.shape[1] for member in self._members]
         size = sum(self._sizes)
+        if not size:
+            raise ValueError(
+                "the network trains no Linear or Conv2d layer, and the dense Fisher is theirs; take Diagonal()"
+            )
         check_size(size, settings.max_parameters, "the network")
         self._block = DenseBlock((1, size), settings.ema)
         self._max_rows = max_rows
@@ -147,6 +154,26 @@ class DenseFisherCurvature(NetworkCurvature):
         rest = {} if self._others is None else self._others.solve(self._rest(tensors), damping)
         return {name: (own | rest)[name] for name in tensors}
 
+    def solve_with_form(
+        self, tensors: Tensors, damping: float, linearisation: Linearisation | None = None
+    ) -> tuple[Tensors, Tensor]:
+        """The damped solve X and its undamped form Xᵀ F̂ X.
+
+        Args:
+            tensors: one per trained parameter.
+            damping: > 0.
+            linearisation: not looked at.
+
+        Returns:
+            X, shaped like `tensors`, and a scalar tensor.
+        """
+        vector, form = self._block.solve_with_form(self._joined(tensors), damping)
+        solution = self._apart(vector, tensors)
+        if self._others is not None:
+            rest, others_form = self._others.solve_with_form(self._rest(tensors), damping)
+            solution, form = solution | rest, form + others_form
+        return {name: solution[name] for name in tensors}, form
+
     def multiply(self, tensors: Tensors, linearisation: Linearisation | None = None) -> Tensors:
         """F̂ applied to tensors, undamped.
 
@@ -235,7 +262,7 @@ def _gradients(member: Member, record: Pass, grads: Tensor, rows: Tensor | None)
     """The examples' gradients by one layer's matrix, row after row, shape [N, o · i]."""
     layer = member.layer
     assert layer is not None
-    activations = record.inputs_of(layer.name)
+    activations = record.rows_of(layer.name)
     if rows is not None:
         activations, grads = activations[rows], grads[rows]
     matrices = layer.output_grads(grads.to(layer.dtype)).mT @ layer.inputs(activations.to(layer.dtype))

@@ -112,20 +112,20 @@ class ExactCGCurvature(NetworkCurvature):
         Returns:
             Shaped like `tensors`.
         """
-        around = _needed(linearisation)
+        around, right = _needed(linearisation), self._flat(tensors)
+        size = float(right.abs().max()) or 1.0
 
         def product(vector: Tensor) -> Tensor:
             return torch.add(self._flat(around.multiply(self._unflat(vector))), vector, alpha=damping)
 
         start = None if self._previous is None else self._settings.warm_start * self._previous
-        solution = conjugate_gradient(
-            product, self._flat(tensors), self._settings.stop, start, self._preconditioning(damping)
-        )
+        # Of entries of order one, squares neither overflow nor vanish.
+        solution = conjugate_gradient(product, right / size, self._settings.stop, start, self._preconditioning(damping))
         self.last = solution
         if self._settings.warm_start:
             # One that is not finite is no start: the search for a step will refuse it.
             self._previous = solution.tensor if bool(torch.isfinite(solution.tensor).all()) else None
-        return self._unflat(solution.tensor)
+        return self._unflat(size * solution.tensor)
 
     def _preconditioning(self, damping: float) -> Operator | None:
         inner = self._preconditioner
@@ -157,6 +157,17 @@ class ExactCGCurvature(NetworkCurvature):
             Scalar tensor ≥ 0.
         """
         return _needed(linearisation).fisher_form(tensors)
+
+    def multiply_batch(self, tensors: Tensors) -> Tensors:
+        """Refuse: who asks for it moves the network meanwhile.
+
+        Args:
+            tensors: unused.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("WakeQE moves the network within a step, and the exact Fisher with it; take WakeQ or WakeSO")
 
     def split(self, tensors: Tensors) -> list[Tensors]:
         """The whole: F knows how the layers move together.
@@ -197,9 +208,11 @@ class ExactCGCurvature(NetworkCurvature):
         """
         if state.keys() != {"previous", "preconditioner"}:
             raise ValueError(f"curvature state is of {sorted(state)}, not of conjugate gradients")
-        self._previous = None if state["previous"] is None else state["previous"].clone()
         if self._preconditioner is not None:
+            if state["preconditioner"] is None:
+                raise ValueError("the state was saved without a preconditioner; leave it out, or begin anew with one")
             self._preconditioner.load_state_dict(state["preconditioner"])
+        self._previous = None if state["previous"] is None else state["previous"].clone()
 
     def _flat(self, tensors: Tensors) -> Tensor:
         return torch.cat([tensors[name].reshape(-1) for name in self._shapes])
