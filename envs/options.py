@@ -131,7 +131,7 @@ class EnvOptions:
         if self.backend not in {"gymnasium", "native"}:
             raise WorldError(f"backend must be 'gymnasium' or 'native', got {self.backend!r}")
         if self.render_mode not in {None, "rgb_array"}:
-            raise WorldError(f"render_mode must be 'rgb_array', or None for no pictures, got {self.render_mode!r}")
+            raise WorldError(f"render_mode must be 'rgb_array' or None for no pictures, got {self.render_mode!r}")
         if self.threads < 1:
             raise WorldError(f"threads must be at least 1, got {self.threads}")
         if self.threads > 1 and self.backend != "native":

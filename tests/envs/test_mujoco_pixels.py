@@ -258,7 +258,7 @@ def test_a_closed_world_says_so() -> None:
         ("pixels/CartPole-v1", "native", "pixels/ is for MuJoCo tasks, not for CartPole-v1; use CartPole-v1 as it is"),
         ("pixels/ALE/Pong-v5", "gymnasium", "pixels/ is for MuJoCo tasks, not for ALE/Pong-v5"),
         ("pixels/Hopper-v5", "gymnasium", "backend 'gymnasium' has no pixels/Hopper-v5; use backend 'native'"),
-        ("pixels/Hoper-v5", "native", "unknown environment 'Hoper-v5'; did you mean 'Hopper-v5'"),
+        ("pixels/Hoper-v5", "native", "unknown environment 'pixels/Hoper-v5'; did you mean 'pixels/Hopper-v5'"),
         ("pixel/Hopper-v5", "native", "did you mean 'pixels/Hopper-v5'"),
         ("pixels/Hopper-v4", "native", "'Hopper-v4' is superseded; use 'Hopper-v5'"),
     ],

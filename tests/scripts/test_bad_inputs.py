@@ -108,7 +108,7 @@ COMMANDS = [
     ("train ALE/Pong-v5 --env.options.time-limit 5", "5"),
     ("train ALE/Pong-v5 --env.options.atari.sticky-actions 2", "2"),
     ("train CartPole-v1 --env.options.time-limit 0", "error: time_limit must be at least 1 step"),
-    ("train CartPole-v1 --env.options.render-mode human", "render_mode must be 'rgb_array', or None"),
+    ("train CartPole-v1 --env.options.render-mode human", "render_mode must be 'rgb_array' or None"),
     ("train pixels/Foo-v5", "unknown environment 'pixels/Foo-v5'"),
     ("train Blackjack-v1", "Blackjack"),
     ("evaluate file", "file"),
