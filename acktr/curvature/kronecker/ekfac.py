@@ -46,19 +46,8 @@ class ScaledBlock(EigenBlock):
         output_basis, input_basis, scaling = self._bases()
         return ((output_basis.mT @ matrix @ input_basis).square() * scaling).sum()
 
-    def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and Σ C² ∘ S.
-
-        Args:
-            matrix: V, shape [o, i].
-            damping: λ > 0.
-
-        Returns:
-            X, shape [o, i], and a scalar tensor.
-        """
-        output_basis, input_basis, scaling = self._bases()
-        coordinates = self._coordinates(matrix, damping)
-        return output_basis @ coordinates @ input_basis.mT, (coordinates.square() * scaling).sum()
+    def _form(self, solution: Tensor, coordinates: Tensor) -> Tensor:
+        return (coordinates.square() * self._bases()[2]).sum()
 
     def solver_with_batch(
         self, damping: float, weight: float, statistics: Statistics | None

@@ -112,7 +112,9 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         return output_basis @ self._coordinates(matrix, damping) @ input_basis.mT
 
     def solve_with_form(self, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and the moments' Xᵀ F̂ X; Σ C² ∘ S where that is no form.
+        """X = U_G C U_Aᵀ with C = (U_Gᵀ V U_A) / (S + λ), and its form.
+
+        The moments' Xᵀ F̂ X, and Σ C² ∘ S where that is no form or F̂ is S in these bases.
 
         Args:
             matrix: V, shape [o, i].
@@ -121,12 +123,15 @@ class EigenBlock(SampledBlock, WholeFactorsBlock, SharedBlock):
         Returns:
             X, shape [o, i], and a scalar tensor.
         """
-        output_basis, input_basis, scaling = self._bases()
+        output_basis, input_basis, _ = self._bases()
         coordinates = self._coordinates(matrix, damping)
         solution = output_basis @ coordinates @ input_basis.mT
+        return solution, self._form(solution, coordinates)
+
+    def _form(self, solution: Tensor, coordinates: Tensor) -> Tensor:
         # Rounding leaves X a rest along directions that the division all but took away: large moments make infinity of
         # it, or less than nothing. They go first where they can: they may have moved since the bases were found.
-        return solution, form_or(self.quadratic(solution), (coordinates.square() * scaling).sum())
+        return form_or(self.quadratic(solution), (coordinates.square() * self._bases()[2]).sum())
 
     def _coordinates(self, matrix: Tensor, damping: float) -> Tensor:
         output_basis, input_basis, scaling = self._bases()
